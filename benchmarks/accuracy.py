@@ -1,0 +1,149 @@
+"""Errors against the oracles: of the implementation, of the approximation, and the mean-of-V floor."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from variants import Problem
+from variants.definition import Definition, Parameters
+from variants.full import DEFINITION as EXACT
+
+ALL_ROWS_UP_TO = 1024
+SAMPLED_ROWS = 256
+PIECE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Relative Frobenius errors on the checked rows; `row_*` are quantiles of `row_errors`."""
+
+    implementation: float
+    row_p50: float
+    row_p99: float
+    row_max: float
+    approximation: float
+    mean_of_v: float
+    rows: int
+    finite: bool
+
+
+def checked_rows(problem: Problem, seed: int = 0) -> Int64[Tensor, " rows"]:
+    """All query rows of a short problem; of a long one the first and last eight and a seeded sample.
+
+    The oracle of all rows of a long problem would be larger than the problem itself.
+    """
+    if problem.tokens <= ALL_ROWS_UP_TO:
+        return torch.arange(problem.tokens, device=problem.device)
+    edges = torch.cat((torch.arange(8), torch.arange(problem.tokens - 8, problem.tokens)))
+    inner = torch.randperm(problem.tokens - 16, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.cat((edges, inner[: SAMPLED_ROWS - 16] + 8))
+    return chosen.sort().values.to(problem.device)
+
+
+def measure_errors(
+    out: Float[Tensor, "batch heads tokens head_dim"],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    problem: Problem,
+    definition: Definition,
+    parameters: Parameters,
+) -> Errors:
+    """Both errors of one output, against float64 oracles on the same inputs."""
+    rows = checked_rows(problem)
+    own = by_pieces(
+        rows, lambda piece: definition.reference(*inputs, causal=problem.causal, rows=piece, parameters=parameters)
+    )
+    exact = (
+        own
+        if definition.exact
+        else by_pieces(rows, lambda piece: EXACT.reference(*inputs, causal=problem.causal, rows=piece))
+    )
+    mean = mean_of_values(inputs[2], rows, problem)
+    got = out.detach()[:, :, rows].to(torch.float64)
+    by_row = row_errors(got, own)
+    return Errors(
+        implementation=relative_error(got, own),
+        row_p50=float(by_row.quantile(0.5)),
+        row_p99=float(by_row.quantile(0.99)),
+        row_max=float(by_row.max()),
+        approximation=relative_error(own, exact),
+        mean_of_v=relative_error(mean, exact),
+        rows=len(rows),
+        finite=bool(torch.isfinite(out).all()),
+    )
+
+
+def row_errors(got: Tensor, want: Tensor) -> Tensor:
+    """Each row's error over its own norm, or over a tenth of the typical norm where a row is nearly nought."""
+    norms: Tensor = want.norm(dim=-1).flatten()
+    if not norms.numel():
+        return norms.new_zeros(1)
+    floor = 0.1 * float(norms.square().mean().sqrt())
+    strayed: Tensor = (got - want).norm(dim=-1).flatten()
+    return strayed / norms.clamp(min=max(floor, 1e-300))
+
+
+def measure_gradient_error(
+    run: Callable[[], tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]],
+    problem: Problem,
+    definition: Definition,
+    parameters: Parameters,
+) -> float:
+    """The largest error of the gradients of q, k and v against the oracle's.
+
+    `run` returns the output, its inputs (which require gradients) and the output's gradient,
+    all batch-heads-tokens-dim. Only checked rows carry a gradient, so that the oracle's is small.
+    """
+    out, inputs, grad = run()
+    rows = checked_rows(problem)
+    picked = torch.zeros_like(grad)
+    picked[:, :, rows] = grad[:, :, rows]
+    got = torch.autograd.grad(out, inputs, picked)
+    wide = [x.detach().to(torch.float64).requires_grad_() for x in inputs]
+    want = [torch.zeros_like(x) for x in wide]
+    for piece in rows.split(PIECE_ROWS):
+        own = definition.reference(*wide, causal=problem.causal, rows=piece, parameters=parameters)
+        parts = torch.autograd.grad(own, wide, grad[:, :, piece].to(torch.float64))
+        want = [total + part for total, part in zip(want, parts, strict=True)]
+    return gradient_error(got, want)
+
+
+def gradient_error(got: tuple[Tensor, ...], want: list[Tensor] | tuple[Tensor, ...]) -> float:
+    """The largest relative Frobenius error of several gradients; NaN where one holds NaN.
+
+    A gradient that is nought by the formula (softmax over one key) has no scale of its own, so
+    none is divided by less than 1 % of the largest.
+    """
+    norms = [float(x.norm()) for x in want]
+    floor = max(1e-2 * max(norms, default=0.0), 1e-300)
+    errors = [
+        float((a.to(torch.float64) - b).norm()) / max(norm, floor) for a, b, norm in zip(got, want, norms, strict=True)
+    ]
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)  # max would pass over a NaN
+
+
+def by_pieces(rows: Tensor, oracle: Callable[[Tensor], Tensor]) -> Tensor:
+    """The oracle's rows, a few at a time, so that its scores stay small."""
+    return torch.cat([oracle(piece) for piece in rows.split(PIECE_ROWS)] or [oracle(rows)], dim=2)
+
+
+def mean_of_values(
+    v: Float[Tensor, "batch kv_heads kv_tokens dim"], rows: Int64[Tensor, " rows"], problem: Problem
+) -> Float[Tensor, "batch heads rows dim"]:
+    """The mean of the visible values of each row: what an approximation must beat to be worth anything."""
+    v = v.to(torch.float64).repeat_interleave(problem.group, 1)
+    if not problem.causal:
+        return v.mean(2, keepdim=True).expand(-1, -1, len(rows), -1)
+    seen = (rows + problem.offset + 1).clamp(min=0)
+    sums = torch.nn.functional.pad(v.cumsum(2), (0, 0, 1, 0))
+    return sums[:, :, seen] / seen.clamp(min=1)[:, None]
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """‖got − want‖ / ‖want‖; 0 where both are empty or zero."""
+    scale = float(want.norm())
+    distance = float((got - want).norm())
+    return distance / scale if scale > 0 else distance

@@ -1,0 +1,244 @@
+"""A campaign: what `attnscape run` and `check` do, from a request to rows in a store."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+from benchmarks.inputs import ALL_KINDS, KINDS, inputs_refusal
+from benchmarks.measurement import Case, Measurement
+from benchmarks.provenance import read_provenance
+from benchmarks.store import Store
+from benchmarks.sweep import Settings, Sweep, predicted_process_bytes
+from benchmarks.workers import Fault, Workers
+from variants import Problem
+from variants.catalogue import load, select
+from variants.variant import missing_device
+
+TIMED_INPUTS: Final = "normal"
+MACHINE_SECONDS: Final = 120.0
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be planned; the message says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to measure: variants, problems and kinds of input; times are taken on normal inputs.
+
+    `recorded` are problems with recorded calls as their inputs, of which the errors are wanted.
+    """
+
+    variants: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    inputs: tuple[str, ...] = tuple(KINDS)
+    parameters: dict[str, int] = field(default_factory=dict)
+    seed: int = 0
+    recorded: tuple[tuple[Problem, str], ...] = ()
+
+    def cases(self) -> tuple[list[Case], list[Case]]:
+        """The cases that are timed, and those of which only the errors are wanted.
+
+        Raises `InvalidRequest`, `UnknownVariant` or `InvalidParameter`.
+        """
+        names = select(list(self.variants))
+        self._check(names)
+        timed: list[Case] = []
+        untimed = [
+            Case.of(name, self._parameters_of(name), problem, kind, self.seed)
+            for problem, kind in self.recorded
+            for name in names
+        ]
+        for problem in self.problems:
+            for name in names:
+                parameters = self._parameters_of(name)
+                for kind in self.inputs:
+                    case = Case.of(name, parameters, problem, kind, self.seed)
+                    if kind == TIMED_INPUTS:
+                        timed.append(case)
+                    elif inputs_refusal(problem, kind) is None and not load(name).refusals(problem):
+                        untimed.append(case)
+        return timed, untimed
+
+    def _check(self, names: list[str]) -> None:
+        for kind in self.inputs:
+            if kind not in ALL_KINDS:
+                raise InvalidRequest(f"inputs must be among {', '.join(ALL_KINDS)}, or all, not {kind!r}")
+        known = {parameter.name for name in names for parameter in load(name).definition.parameters}
+        for name in self.parameters:
+            if name not in known:
+                raise InvalidRequest(
+                    f"no chosen variant has a parameter {name!r}; there are {', '.join(sorted(known))}"
+                )
+
+    def _parameters_of(self, name: str) -> dict[str, int]:
+        definition = load(name).definition
+        own = {parameter.name for parameter in definition.parameters}
+        return definition.resolve({key: value for key, value in self.parameters.items() if key in own})
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One case as `--plan` shows it."""
+
+    case: Case
+    timed: bool
+    refusals: list[str]
+    predicted_bytes: int
+
+
+def plan(request: Request) -> list[Planned]:
+    """Every case, with the memory predicted for its process and the reasons why it would not run."""
+    timed, untimed = request.cases()
+    return [
+        Planned(case, case in timed, load(case.variant).refusals(case.problem()), predicted_process_bytes(case))
+        for case in (*timed, *untimed)
+    ]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a campaign did."""
+
+    rows: list[Measurement] = field(default_factory=list)
+    skipped: int = 0
+    left: int = 0
+    seconds: float = 0.0
+    measured_seconds: float = 0.0
+    machine: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+Progress = Callable[[int, int, Measurement | None], None]
+
+
+def run_campaign(
+    request: Request, folder: Path, settings: Settings, progress: Progress, *, machine_device: str
+) -> Outcome:
+    """Measure what the folder does not hold yet; every row is on the disk before the next case begins.
+
+    Raises `StoreError`, and what `Request.cases` raises. Ctrl-C ends it early, with what is done kept.
+    """
+    timed, untimed = request.cases()
+    _require_device(machine_device)
+    outcome = Outcome()
+    begin = monotonic()
+    with Store(folder) as store, Workers() as workers:
+        try:
+            _measure_into(store, workers, timed, untimed, settings, progress, outcome, machine_device)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    outcome.seconds = monotonic() - begin
+    return outcome
+
+
+def _measure_into(
+    store: Store,
+    workers: Workers,
+    timed: list[Case],
+    untimed: list[Case],
+    settings: Settings,
+    progress: Progress,
+    outcome: Outcome,
+    device: str,
+) -> None:
+    from benchmarks.variant_code import variant_codes  # needs a catalogue that an old commit under asv does not have
+
+    provenance = read_provenance()
+    outcome.machine = read_machine(workers, device, settings.threads)
+    store.write_machine(outcome.machine)
+    begin = monotonic()
+    sweep = Sweep(workers, settings, outcome.machine, provenance)
+    codes = variant_codes(provenance.code, (case.variant for case in (*timed, *untimed)))
+    done = {code: store.done(code) for code in set(codes.values())}
+    key, asked = sweep.machine["key"], len(timed) + len(untimed)
+    timed, untimed = (
+        [case for case in cases if case.key(key) not in done[codes[case.variant]]] for cases in (timed, untimed)
+    )
+    total = len(timed) + len(untimed)
+    outcome.skipped = asked - total
+    progress(0, total, None)
+
+    def keep(row: Measurement) -> None:
+        row.code = codes[row.case.variant]
+        with uninterrupted():
+            store.append(row)
+            outcome.rows.append(row)
+        outcome.measured_seconds = sweep.measured_seconds
+        progress(len(outcome.rows), total, row)
+
+    def remaining() -> float:
+        return max(0.0, settings.seconds - (monotonic() - begin))
+
+    left = sweep.measure_errors(untimed, keep, remaining() / (2 if timed else 1))
+    sweep.measure(timed, keep, remaining())
+    outcome.left = len(sweep.measure_errors(left, keep, remaining()))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment, so that what is written and what is told of it agree."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_variants(
+    request: Request, settings: Settings, progress: Progress, *, machine_device: str
+) -> list[Measurement]:
+    """Every case of the request against its oracles, without times and without a store."""
+    timed, untimed = request.cases()
+    _require_device(machine_device)
+    cases = [*timed, *untimed]
+    rows: list[Measurement] = []
+    with Workers() as workers:
+        machine = {"key": machine_device, "ceilings": {}}
+        sweep = Sweep(workers, settings, machine, read_provenance())
+        progress(0, len(cases), None)
+
+        def keep(row: Measurement) -> None:
+            rows.append(row)
+            progress(len(rows), len(cases), row)
+
+        sweep.measure_errors(cases, keep)
+    return rows
+
+
+def _require_device(device: str) -> None:
+    if (reason := missing_device(device)) is not None:
+        raise InvalidRequest(f"--device {device}: {reason}")
+
+
+def read_machine(workers: Workers, device: str, threads: int) -> dict[str, Any]:
+    """The machine's description and ceilings, read in a worker of its own.
+
+    Raises `InvalidRequest` where the instrument does not work on this machine.
+    """
+    worker = workers.start()
+    try:
+        answer = worker.ask("machine", (device, threads), MACHINE_SECONDS)
+    except Fault as fault:
+        raise InvalidRequest(f"the machine cannot be described: {fault.reason}") from fault
+    finally:
+        worker.end()
+    if answer["status"] != "ok":
+        raise InvalidRequest(f"the instrument does not work here: {answer['reason']}")
+    machine: dict[str, Any] = answer["machine"]
+    return machine
+
+
+def usable_threads() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def problems_of(lengths: Sequence[int], modes: Sequence[str], **fields: Any) -> tuple[Problem, ...]:
+    """One problem for each length and mode, lengths outermost."""
+    return tuple(Problem.of_length(length, mode=mode, **fields) for length in lengths for mode in modes)

@@ -1,0 +1,163 @@
+"""The machine: its description, the key under which its series are kept, and its measured ceilings."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from variants.dtypes import TORCH_DTYPES
+
+CEILING_SECONDS = 0.25
+COPY_BYTES = 256 * 2**20
+
+
+def describe_machine(device: str, threads: int, allocator: str) -> dict[str, Any]:
+    """What a figure depends on, as far as the machine tells; `key` hashes what separates series."""
+    description: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
+        "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": threads,
+        "memory_bytes": memory_bytes(),
+        "load": os.getloadavg()[0],
+        "steal_ticks": steal_ticks(),
+        "kernel": platform.release(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        # Without the settings of torch's own build, which are paths and flags of another machine.
+        "torch_build": torch.__config__.show().partition("  - Build settings")[0],
+        "allocator": allocator,
+        "flush_denormal": True,
+        "gpu": describe_gpu(device) if device.startswith("cuda") else None,
+    }
+    return {"key": machine_key(description), **description}
+
+
+def machine_key(description: dict[str, Any]) -> str:
+    """A short hash of processor, threads, allocator and torch: series with other keys are never joined."""
+    gpu = description["gpu"]
+    processor = gpu["name"] if gpu else description["cpu"]
+    parts = [processor, description["threads"], description["allocator"], description["torch"]]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
+    return f"{'cuda' if gpu else 'cpu'}-{digest}"
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """The vector and matrix extensions, which decide which kernel runs."""
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith(("flags", "Features")):
+            kept = ("avx", "amx", "fma", "sve", "asimd", "bf16", "f16c")
+            return [flag for flag in line.partition(":")[2].split() if flag.startswith(kept)]
+    return []
+
+
+def memory_bytes() -> int:
+    """Physical memory, or the control group's limit where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def available_bytes(device: str) -> int:
+    """What a new allocation on the device can have now, without swapping."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    available = memory_bytes()
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable"):
+            available = min(available, int(line.split()[1]) * 1024)
+    limit = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
+    used = "".join(_lines("/sys/fs/cgroup/memory.current")).strip()
+    if limit.isdigit() and used.isdigit():
+        available = min(available, int(limit) - int(used))
+    return available
+
+
+def steal_ticks() -> int | None:
+    """Clock ticks that the hypervisor gave to others since boot."""
+    for line in _lines("/proc/stat"):
+        if line.startswith("cpu "):
+            return int(line.split()[8])
+    return None
+
+
+def describe_gpu(device: str) -> dict[str, Any]:
+    """The card's properties and present state."""
+    from benchmarks.nvml import read_card
+
+    properties = torch.cuda.get_device_properties(device)
+    uuid = f"GPU-{properties.uuid}"
+    return {
+        "name": properties.name,
+        "uuid": uuid,
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "state": read_card(uuid),
+    }
+
+
+def measure_ceilings(device: str) -> dict[str, Any]:
+    """The fastest matmul of each dtype (FLOP/s) and the fastest copy (bytes/s, read and written).
+
+    On a CPU also one thread's matmul times the threads, where that is more: while other processes run,
+    threads wait for one another, and a ceiling that is too low would refuse true figures.
+    """
+    cuda = device.startswith("cuda")
+    size = 8192 if cuda else 1024
+    threads = torch.get_num_threads()
+    matmul_flops = {}
+    for name, dtype in TORCH_DTYPES.items():
+        a = torch.randn(size, size, device=device).to(dtype)
+
+        def multiply(a: torch.Tensor = a) -> torch.Tensor:
+            return torch.mm(a, a)
+
+        seconds = _fastest(multiply, cuda)
+        if not cuda:
+            torch.set_num_threads(1)
+            seconds = min(seconds, _fastest(multiply, cuda) / threads)
+            torch.set_num_threads(threads)
+        matmul_flops[name] = 2 * size**3 / seconds
+    source = torch.ones((8 if cuda else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), cuda)
+    return {"matmul_flops": matmul_flops, "copy_bytes_per_second": copied}
+
+
+def _fastest(call: Callable[[], Any], cuda: bool) -> float:
+    """The shortest of the calls that fit a quarter of a second: a ceiling is a best case."""
+    call()
+    best = float("inf")
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < CEILING_SECONDS:
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.is_file() else []

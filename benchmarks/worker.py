@@ -1,0 +1,236 @@
+"""The measuring side of the instrument: one process, one case, killed when it is done or at fault."""
+
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import Errors, measure_errors, measure_gradient_error
+from benchmarks.allocator import release_heap, retain_heap
+from benchmarks.clock import CPU_TIMER, CUDA_TIMER, REFILL_UP_TO_SECONDS, CudaClock, Sample, calls_for, measure_cpu
+from benchmarks.descriptors import describe_inputs
+from benchmarks.inputs import UnavailableInputs, make_inputs
+from benchmarks.machine import describe_machine, measure_ceilings
+from benchmarks.measurement import Case
+from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
+from benchmarks.nvml import braked, read_card
+from variants import Problem
+from variants.catalogue import load
+from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE, ROW_FACTOR
+from variants.variant import Variant
+
+WARM_UP_CALLS = 3
+WARM_UP_SECONDS = 4.0
+SMALL_PAIRS = 2**21
+"""Up to so many pairs the proof runs on one thread: many small steps on several wait for one another, on a
+busy machine ten times longer than they work."""
+
+
+class Failure(Exception):
+    """A case without figures: a status and a reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        """Both as they go into the row."""
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the other side hangs up: `(method, arguments)` in, a dictionary out."""
+    allocator = retain_heap()
+    prefer_as_victim()
+    torch.set_flush_denormal(True)
+    bench = Bench(allocator)
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        connection.send(answer(bench, method, arguments))
+
+
+def answer(bench: "Bench", method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """The result of one request; any failure of the measured code becomes a status and a reason."""
+    try:
+        result: dict[str, Any] = getattr(bench, method)(*arguments)
+    except Failure as failure:
+        return {"status": failure.status, "reason": failure.reason}
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return {"status": "out_of_memory", "reason": first_line(error)}
+    except Exception as error:  # noqa: BLE001  # the boundary: whatever a variant raises is kept as its row
+        out_of_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        status = "out_of_memory" if out_of_memory else "error"
+        return {"status": status, "reason": f"{type(error).__name__}: {first_line(error)}"}
+    return {"status": "ok", **result}
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the stack that torch appends."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def prefer_as_victim() -> None:
+    """Where memory runs out, let the kernel end this process and not its parent."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.is_file():
+        score.write_text("1000")
+
+
+class Bench:
+    """One prepared case: inputs, the built callable, and the clock that fits its device."""
+
+    def __init__(self, allocator: str) -> None:
+        """Nothing is touched before a request: CUDA starts in the worker only."""
+        self.allocator = allocator
+        self.call: Callable[[], Any] = lambda: None
+        self.calls, self.refill = 1, True
+        self.cuda: CudaClock | None = None
+        self.uuid = ""
+
+    def machine(self, device: str, threads: int) -> dict[str, Any]:
+        """Describe the machine and measure its ceilings; proves the memory instrument first."""
+        torch.set_num_threads(threads)
+        self_test()
+        description = describe_machine(device, threads, self.allocator)
+        return {"machine": {**description, "ceilings": measure_ceilings(device)}}
+
+    def prepare(self, case: Case, threads: int, timed: bool) -> dict[str, Any]:
+        """Build the case, prove it against its oracle, and read its memory.
+
+        Raises `Failure` where it cannot run or is wrong: then it has no time.
+        """
+        problem = case.problem()
+        torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
+        variant = load(case.variant)
+        if reasons := variant.refusals(problem):
+            raise Failure("unsupported", "; ".join(reasons))
+        try:
+            plain = make_inputs(problem, case.inputs, case.seed)
+        except UnavailableInputs as error:
+            raise Failure("unsupported", str(error)) from error
+        parameters = variant.definition.resolve(case.parameters)
+        built: list[Callable[..., Tensor]] = []
+        held_bytes = self._bytes(lambda: built.append(variant.build(problem, **parameters)), problem)[1]
+        run = built[0]
+        inputs, self.call = self._calls(run, plain, problem, variant.layout)
+        # One call that is not timed serves the proof; it also compiles whatever compiles.
+        begin = time.perf_counter()
+        out = canonical(run(*inputs), variant.layout)
+        first_seconds = time.perf_counter() - begin
+        errors = measure_errors(out, plain, problem, variant.definition, parameters)
+        figures = self._proof(errors, problem) | {"descriptors": describe_inputs(plain, problem)}
+        if problem.mode == "training":
+            figures["gradient_error"] = self._gradients(run, plain, problem, variant, parameters)
+        del out
+        release_heap()
+        if not timed:
+            return figures
+        torch.set_num_threads(threads)
+        seconds = self._warm_up(problem, first_seconds)
+        if problem.device_type == "cuda":
+            self.cuda = CudaClock(problem.device)
+            self.uuid = f"GPU-{torch.cuda.get_device_properties(problem.device).uuid}"
+        self.calls, self.refill = calls_for(seconds), seconds <= REFILL_UP_TO_SECONDS
+        peak_bytes, _, operators = self._bytes(self.call, problem)
+        # The output, and in training the gradients, are allocated in the call but are no extra.
+        results = problem.input_output_bytes // 2 if problem.mode == "training" else problem.query_bytes
+        extra_bytes = max(0, held_bytes + peak_bytes - results)
+        figures |= {
+            "extra_bytes": extra_bytes,
+            "total_bytes": problem.input_output_bytes + extra_bytes,
+            "kernel": kernel_name(operators),
+            "calls_per_sample": 1 if self.cuda else self.calls,
+            "timer": CUDA_TIMER if self.cuda else CPU_TIMER,
+            "warm_seconds": seconds,
+        }
+        return figures
+
+    def sample(self) -> dict[str, Any]:
+        """One sample; on CUDA with the card's state read just after it, and whether a brake was on."""
+        sample: Sample = (
+            self.cuda.measure(self.call) if self.cuda else measure_cpu(self.call, self.calls, refill=self.refill)
+        )
+        state = read_card(self.uuid) if self.cuda else {}
+        return {"sample": sample, "state": state, "rejected": braked(state)}
+
+    def _proof(self, errors: Errors, problem: Problem) -> dict[str, Any]:
+        tolerance = IMPLEMENTATION_TOLERANCE[problem.dtype]
+        if not errors.finite:
+            raise Failure("wrong", "the output holds infinities or NaN")
+        if not errors.implementation <= tolerance:
+            raise Failure("wrong", f"implementation error {errors.implementation:.2e} > {tolerance:.0e}")
+        if not errors.row_max <= ROW_FACTOR * tolerance:
+            raise Failure("wrong", f"a row's implementation error {errors.row_max:.2e} > {ROW_FACTOR * tolerance:.0e}")
+        return {
+            "implementation_error": errors.implementation,
+            "implementation_row_p50": errors.row_p50,
+            "implementation_row_p99": errors.row_p99,
+            "implementation_row_max": errors.row_max,
+            "approximation_error": errors.approximation,
+            "mean_of_v_error": errors.mean_of_v,
+            "checked_rows": errors.rows,
+        }
+
+    def _gradients(
+        self, run: Callable[..., Tensor], plain: tuple[Tensor, ...], problem: Problem, variant: Variant, parameters: Any
+    ) -> float:
+        def once() -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+            q, k, v = (x.detach().requires_grad_() for x in plain)
+            out = canonical(run(*(canonical(x, variant.layout) for x in (q, k, v))), variant.layout)
+            return out, (q, k, v), torch.randn(out.shape, device=out.device).to(out.dtype)
+
+        error = measure_gradient_error(once, problem, variant.definition, parameters)
+        tolerance = GRADIENT_TOLERANCE[problem.dtype]
+        if not error <= tolerance:
+            raise Failure("wrong", f"gradient error {error:.2e} > {tolerance:.0e}")
+        return error
+
+    def _calls(
+        self, run: Callable[..., Tensor], plain: tuple[Tensor, ...], problem: Problem, layout: str
+    ) -> tuple[tuple[Tensor, ...], Callable[[], Any]]:
+        """The inputs in the variant's layout, and the call that is timed."""
+        training = problem.mode == "training"
+        # Detached: else the oracle, which shares these tensors, would keep a graph of its own.
+        inputs = tuple(canonical(x, layout).contiguous().detach().requires_grad_(training) for x in plain)
+        if not training:
+            return inputs, lambda: run(*inputs)
+        grad = torch.randn_like(inputs[0])
+        return inputs, lambda: torch.autograd.grad(run(*inputs), inputs, grad)
+
+    def _warm_up(self, problem: Problem, first_seconds: float) -> float:
+        """Seconds of the fastest of three more calls, or of as many as fit the time for warming up."""
+        best = spent = first_seconds
+        for _ in range(WARM_UP_CALLS):
+            if spent > WARM_UP_SECONDS:
+                break
+            start = time.perf_counter()
+            self.call()
+            if problem.device_type == "cuda":
+                torch.cuda.synchronize(problem.device)
+            seconds = time.perf_counter() - start
+            best, spent = min(best, seconds), spent + seconds
+        return best
+
+    def _bytes(self, call: Callable[[], Any], problem: Problem) -> tuple[int, int, list[str]]:
+        if problem.device_type == "cuda":
+            peak, held = measure_cuda_bytes(call, problem.device)
+            return peak, held, measure_cpu_bytes(call)[2]
+        return measure_cpu_bytes(call)
+
+
+def canonical(x: Tensor, layout: str) -> Tensor:
+    """Between batch-heads-tokens-dim and the variant's own layout: swapping twice is no change."""
+    return x.transpose(1, 2) if layout == "bnhd" else x
+
+
+def kernel_name(operators: list[str]) -> str:
+    """The attention kernel that ran, or the operators that did the products."""
+    fused = [name for name in operators if "attention" in name and not name.endswith("dot_product_attention")]
+    if fused:
+        return ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in fused))
+    products = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm")
+    return ", ".join(name.removeprefix("aten::") for name in operators if name.rstrip("_") in products) or "elementwise"

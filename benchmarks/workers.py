@@ -1,0 +1,114 @@
+"""The asking side of the instrument: worker processes that may crash, hang or be killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import benchmarks
+import variants
+from benchmarks.zygote import FORK, WAIT
+
+
+class Fault(Exception):
+    """A worker that gave no answer: a status and a reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        """Both as they go into the row."""
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
+
+
+class Workers:
+    """A zygote process, from which workers are forked in milliseconds; a context manager.
+
+    Leaving the context ends every worker. The zygote has its own session, so that Ctrl-C
+    reaches the caller only.
+    """
+
+    def __enter__(self) -> Self:
+        """Start the zygote; raises RuntimeError where it does not come up."""
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            packages = [f"{package.__name__}={package.__path__[0]}" for package in (variants, benchmarks)]
+            script = Path(__file__).with_name("zygote.py")
+            self._process = subprocess.Popen(
+                [sys.executable, str(script), str(theirs.fileno()), *packages],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        if self._control.recv(5) != b"ready":
+            raise RuntimeError(f"the measuring process ended with status {self._process.wait()} before it was ready")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Hang up, upon which the zygote kills its workers and ends."""
+        self._control.close()
+        self._process.wait()
+
+    def start(self) -> "Worker":
+        """Fork a worker."""
+        ours, theirs = Pipe()
+        socket.send_fds(self._control, [FORK + bytes(8)], [theirs.fileno()])
+        theirs.close()
+        return Worker(ours, self._answer(), self)
+
+    def exit_status(self, pid: int) -> int:
+        """The status of a worker that has ended; negative is the signal that ended it."""
+        self._control.sendall(WAIT + pid.to_bytes(8, "little"))
+        return self._answer()
+
+    def _answer(self) -> int:
+        data = self._control.recv(8, socket.MSG_WAITALL)
+        if len(data) != 8:
+            raise RuntimeError("the process that forks the workers has ended")
+        return int.from_bytes(data, "little", signed=True)
+
+
+class Worker:
+    """One forked process that answers requests in turn."""
+
+    def __init__(self, connection: Any, pid: int, workers: Workers) -> None:
+        """Made by `Workers.start`."""
+        self._connection, self.pid, self._workers = connection, pid, workers
+        self._ended = False
+
+    def ask(self, method: str, arguments: Sequence[Any], timeout_seconds: float) -> dict[str, Any]:
+        """The answer to one request. Raises `Fault` on a timeout, a crash or a kill; the worker is then gone."""
+        try:
+            self._connection.send((method, tuple(arguments)))
+            if not self._connection.poll(timeout_seconds):
+                self.end()
+                raise Fault("timeout", f"no answer within {timeout_seconds:.0f} s")
+            answer: dict[str, Any] = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._fault() from error
+        return answer
+
+    def end(self) -> None:
+        """Kill the process and reap it; harmless on one that has ended."""
+        if self._ended:
+            return
+        self._ended = True
+        self._connection.close()
+        os.kill(self.pid, signal.SIGKILL)
+        self._workers.exit_status(self.pid)
+
+    def _fault(self) -> Fault:
+        self._ended = True
+        self._connection.close()
+        status = self._workers.exit_status(self.pid)
+        if status == -signal.SIGKILL:
+            return Fault("out_of_memory", "killed by SIGKILL, as the kernel does where memory runs out")
+        if status < 0:
+            return Fault("error", f"crashed with {signal.Signals(-status).name}")
+        return Fault("error", f"ended with status {status} and no answer")

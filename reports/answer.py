@@ -1,0 +1,115 @@
+"""The answer to "which variant fits this budget?", as plain data."""
+
+from dataclasses import dataclass
+
+from reports.curve import Figures, Reason, labelled
+from reports.interpolation import Provenance
+from reports.question import Budget, Limit, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant with figures at the asked length; `tied` where the fastest is not faster beyond the noise."""
+
+    variant: str
+    parameters: dict[str, int]
+    exact: bool
+    figures: Figures
+    tied: bool = False
+
+    @property
+    def label(self) -> str:
+        """The variant with its parameters."""
+        return labelled(self.variant, self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A variant that is out, with every reason; `figures` is None where it has none at this length."""
+
+    variant: str
+    parameters: dict[str, int]
+    exact: bool
+    reasons: tuple[Reason, ...]
+    figures: Figures | None = None
+
+    @property
+    def label(self) -> str:
+        """The variant with its parameters."""
+        return labelled(self.variant, self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The limit that shapes the answer: see `reports.binding`.
+
+    `alone` names the variants that only this limit keeps out; `used` is the winner's share of the limit.
+    """
+
+    limit: Limit
+    alone: tuple[str, ...]
+    rejected: int
+    used: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """The nearest budget under which `variant` fits; `factor` is the largest rise of any limit."""
+
+    variant: str
+    parameters: dict[str, int]
+    budget: Budget
+    factor: float
+    options: str
+
+    @property
+    def label(self) -> str:
+        """The variant with its parameters."""
+        return labelled(self.variant, self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """What would have to give where nothing fits.
+
+    `alone` holds, for each limit that is set, the smallest rise of that limit by itself, or None where
+    it does not help; `joint` the rise of all limits with the smallest largest factor.
+    """
+
+    alone: dict[Limit, Relaxation | None]
+    joint: Relaxation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Crossover:
+    """Where winner and rival take the same time: `below` is faster at shorter lengths, `above` at longer ones.
+
+    `tokens` is None where one of them is faster at every length from `shortest` to `longest`; it is
+    then both `below` and `above`. Interpolated between measured lengths.
+    """
+
+    winner: str
+    rival: str
+    tokens: int | None
+    below: str
+    above: str
+    shortest: int
+    longest: int
+    provenance: Provenance = "interpolated"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything that follows from one question: `fitting` is ranked, its first is the advice."""
+
+    question: Question
+    budget: Budget
+    machine: str
+    fits: bool
+    fitting: tuple[Candidate, ...]
+    rejected: tuple[Rejected, ...]
+    binding: Binding | None
+    crossover: Crossover | None
+    nearest: Nearest | None
+    notes: tuple[str, ...]
+    schema: int = 1

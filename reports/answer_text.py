@@ -1,0 +1,208 @@
+"""An answer as sentences and tables for a terminal."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reports.answer import Answer, Candidate, Crossover, Nearest, Rejected, Relaxation
+from reports.curve import Figures
+from reports.interpolation import Figure
+from reports.quantities import (
+    BYTES_PER_MIB,
+    digits,
+    error_text,
+    factor_text,
+    interval_text,
+    mib_text,
+    percent_text,
+    seconds_text,
+)
+from reports.question import Budget
+from reports.text_table import Table
+
+INTERPOLATED: Final = "~"
+"""Stands before every figure that was not measured itself."""
+
+_HEADER: Final = (
+    "variant",
+    "time",
+    "95 % interval",
+    "MiB total",
+    "MiB extra",
+    "error",
+    "approx.",
+    "implem.",
+    "inputs",
+    "ratio",
+    "kernel",
+    "marks",
+)
+_TEXTS: Final = ("variant", "inputs", "kernel", "marks")
+_NOTHING: Final = "-"
+
+
+def answer_blocks(answer: Answer, machine: dict[str, Any]) -> list[str | Table]:
+    """Everything an answer holds, in reading order: the question, the advice, the tables, the reasons."""
+    blocks: list[str | Table] = [_question_text(answer, machine), "\n".join(_advice(answer))]
+    if answer.fitting:
+        blocks.append(_figures_table("Fits, best first", answer.fitting, answer.budget))
+    broken = [one for one in answer.rejected if one.figures is not None]
+    if broken:
+        blocks.append(_figures_table("Breaks a limit, fastest first", broken, answer.budget))
+    if answer.rejected:
+        reasons = tuple((one.label, reason.text) for one in answer.rejected for reason in one.reasons)
+        blocks.append(Table("Rejected, with every reason", ("variant", "reason"), reasons))
+    blocks.append("\n".join(_footnotes(answer)))
+    return blocks
+
+
+def answer_json(answer: Answer) -> str:
+    """The answer as one JSON document; seconds, bytes and relative errors."""
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+
+
+def _question_text(answer: Answer, machine: dict[str, Any]) -> str:
+    question = answer.question
+    limits = _limits_text(answer.budget)
+    name = machine.get("gpu") if question.device.startswith("cuda") else machine.get("cpu")
+    name = name.get("name") if isinstance(name, dict) else name
+    where = f"machine {answer.machine}" + (f" ({name})" if isinstance(name, str) else "")
+    return f"{question.tokens} tokens, {question.shape.describe()}\n{limits}; measured on {where}"
+
+
+def _limits_text(budget: Budget) -> str:
+    texts = []
+    if budget.max_seconds is not None:
+        texts.append(f"{budget.max_seconds * 1e3:g} ms")
+    if budget.max_bytes is not None:
+        texts.append(f"{budget.max_bytes / BYTES_PER_MIB:g} MiB with inputs and outputs")
+    if budget.max_error is not None:
+        texts.append(f"an error of {budget.max_error:g} against exact attention")
+    return "At most " + ", ".join(texts) if texts else "No limits"
+
+
+def _advice(answer: Answer) -> Iterator[str]:
+    if answer.nearest is not None:
+        yield "Nothing fits."
+        yield from _nearest_lines(answer.nearest)
+    if answer.fitting:
+        first, *others = answer.fitting
+        yield f"Take {first.label}: {_summary(first.figures)}."
+        tied = [one.label for one in others if one.tied]
+        if tied:
+            yield f"It ties within the noise with {', '.join(tied)}" + ("; an exact one leads." if first.exact else ".")
+    if answer.binding is not None:
+        alone = answer.binding.alone
+        kept = f"it alone keeps out {', '.join(alone)}" if alone else f"it rejects {answer.binding.rejected} variants"
+        used = f"; the advice uses {percent_text(answer.binding.used)} of it" if answer.binding.used else ""
+        yield f"The {answer.binding.limit} limit binds: {kept}{used}."
+    if answer.crossover is not None:
+        yield _crossover_text(answer.crossover)
+
+
+def _summary(figures: Figures) -> str:
+    parts = [_figure_text(figures.seconds, seconds_text)]
+    if figures.total_bytes is not None:
+        parts.append(f"{_figure_text(figures.total_bytes, mib_text)} MiB in total")
+    if figures.error is not None:
+        parts.append(f"error {_figure_text(figures.error, error_text)} on {figures.error_inputs} inputs")
+    return ", ".join(parts)
+
+
+def _nearest_lines(nearest: Nearest) -> Iterator[str]:
+    if nearest.joint is None:
+        yield "No budget helps: no variant has all the figures that these limits ask for."
+        return
+    yield "The nearest budgets that something fits:"
+    for limit, relaxation in nearest.alone.items():
+        if relaxation is None:
+            yield f"  {limit} alone: no rise of it helps"
+        else:
+            yield f"  {limit} alone: {_relaxation_text(relaxation)}"
+    if len(nearest.alone) > 1:
+        yield f"  all together: {_relaxation_text(nearest.joint)}"
+
+
+def _relaxation_text(relaxation: Relaxation) -> str:
+    return f"{relaxation.options}  (at most {factor_text(relaxation.factor)} times as much: {relaxation.label})"
+
+
+def _crossover_text(crossover: Crossover) -> str:
+    span = f"{crossover.shortest} to {crossover.longest} tokens"
+    if crossover.tokens is None:
+        slower = crossover.rival if crossover.above == crossover.winner else crossover.winner
+        return f"No crossover: {crossover.above} is faster than {slower} at every measured length, {span}."
+    return (
+        f"Crossover at {INTERPOLATED}{crossover.tokens} tokens: "
+        f"{crossover.below} is faster below, {crossover.above} above (measured from {span})."
+    )
+
+
+def _figures_table(title: str, entries: Sequence[Candidate | Rejected], budget: Budget) -> Table:
+    """One row per entry; columns that hold nothing are left out, and that of the inputs where all are the same."""
+    rows = [_row(entry, entry.figures, budget) for entry in entries if entry.figures is not None]
+    kept = [index for index in range(len(_HEADER)) if any(row[index] not in ("", _NOTHING) for row in rows)]
+    inputs = _HEADER.index("inputs")
+    if len({row[inputs] for row in rows} - {_NOTHING}) == 1:
+        kept.remove(inputs)
+    return Table(
+        title,
+        tuple(_HEADER[index] for index in kept),
+        tuple(tuple(row[index] for index in kept) for row in rows),
+        frozenset(place for place, index in enumerate(kept) if _HEADER[index] not in _TEXTS),
+    )
+
+
+def _row(entry: Candidate | Rejected, figures: Figures, budget: Budget) -> tuple[str, ...]:
+    return (
+        entry.label,
+        _figure_text(figures.seconds, seconds_text),
+        interval_text(figures.seconds_low, figures.seconds_high),
+        _figure_text(figures.total_bytes, mib_text),
+        _figure_text(figures.extra_bytes, mib_text),
+        _figure_text(figures.error, error_text),
+        "exact" if entry.exact else _figure_text(figures.approximation_error, error_text),
+        _figure_text(figures.implementation_error, error_text),
+        (figures.error_inputs or _NOTHING) if figures.error is not None else _NOTHING,
+        _figure_text(figures.ratio, digits),
+        figures.kernel or _NOTHING,
+        ", ".join(_marks(entry, figures, budget)),
+    )
+
+
+def _marks(entry: Candidate | Rejected, figures: Figures, budget: Budget) -> Iterator[str]:
+    if isinstance(entry, Candidate) and entry.tied:
+        yield "tie"
+    if figures.noisy:
+        yield "noisy"
+    if budget.max_seconds is not None and figures.seconds_low <= budget.max_seconds < figures.seconds_high:
+        yield "near the limit"
+
+
+def _figure_text(figure: Figure | None, text: Callable[[float], str]) -> str:
+    return _NOTHING if figure is None else _mark(figure) + text(figure.value)
+
+
+def _mark(figure: Figure) -> str:
+    return INTERPOLATED if figure.provenance == "interpolated" else ""
+
+
+def _footnotes(answer: Answer) -> Iterator[str]:
+    """What the marks and columns mean, then the notes."""
+    entries: list[Candidate | Rejected] = [*answer.fitting, *answer.rejected]
+    shown = [one.figures for one in entries if one.figures is not None]
+    between = sorted({figures.between for figures in shown})
+    for below, above in between:
+        if below == above:
+            yield f"Time and memory were measured at {below} tokens."
+        else:
+            yield f"{INTERPOLATED} is interpolated; time and memory between the measured {below} and {above} tokens."
+    if any(one.error is not None and one.error.provenance == "interpolated" for one in shown):
+        yield f"{INTERPOLATED} before an error: interpolated between the nearest lengths with errors."
+    baselines = sorted({figures.baseline for figures in shown if figures.baseline})
+    if baselines:
+        yield f"ratio: time over that of {', '.join(baselines)} in the same rounds."
+    yield "error: against exact attention, both kinds together. MiB extra: beyond inputs and outputs."
+    yield "approx.: the definition against exact attention. implem.: the variant against its own definition."
+    yield from (note[0].upper() + note[1:] + "." for note in answer.notes)

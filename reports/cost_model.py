@@ -1,0 +1,162 @@
+"""Time and memory at lengths that were not measured, with a 90 % band; `docs/predictions.md` has the evidence.
+
+Time is t(N) = c0 + c1·N + c2·pairs(N) with coefficients that are not negative, fitted to the relative
+errors with weights rising with N, and anchored to the last measured point. `pairs(N)` is what the
+variant declares that one head computes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Final, Self
+
+import numpy as np
+
+from reports.memory_model import MemoryModel
+from reports.nonnegative_fit import Array, Fit, fit_nonnegative
+from reports.prediction import (
+    InvalidPoints,
+    MemoryPrediction,
+    Points,
+    Provenance,
+    TimePrediction,
+    Unpredictable,
+    band_factor,
+    refuse_wide,
+)
+
+__all__ = [
+    "InvalidPoints",
+    "MemoryModel",
+    "MemoryPrediction",
+    "Provenance",
+    "TimeModel",
+    "TimePrediction",
+    "Unpredictable",
+]
+
+NOISE: Final = 0.02
+"""The relative noise of one measurement that is assumed before any residual is seen."""
+
+RESERVE: Final = 0.1
+"""The share of the last point times the ratio of work in a figure: longer problems lose a part of what they gain."""
+
+EXACT: Final = 0.003
+"""A fit that misses the points by much less than this needs no reserve; no timer is that exact."""
+
+DOUBT: Final = 0.5
+"""The share of the distance to the last point times the ratio of work that goes into the band."""
+
+DRIFT: Final = 0.05
+"""How far the time per pair may change with each doubling for reasons that no shorter length shows."""
+
+OUTGROWN: Final = 1.1
+"""Nothing is predicted from times that outgrow the declared work by more than this."""
+
+
+@dataclass(frozen=True)
+class TimeModel:
+    """Seconds per call by length, from measured lengths; made by `fit`."""
+
+    points: Points
+    visible_pairs: Callable[[int], float]
+    floor_seconds: Callable[[int], float] | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        *,
+        tokens: Sequence[int],
+        seconds: Sequence[float],
+        visible_pairs: Callable[[int], float],
+        floor_seconds: Callable[[int], float] | None = None,
+    ) -> Self:
+        """The model of one curve, its points in any order.
+
+        `visible_pairs` gives the pairs of query and key that one head computes at a length, and
+        `floor_seconds` the roofline. Raises `InvalidPoints`, also where a point is faster than the
+        roofline.
+        """
+        model = cls(Points.of(tokens, seconds, "seconds"), visible_pairs, floor_seconds)
+        pairs = [model._pairs(length) for length in model.points.tokens]
+        if any(after < before for before, after in pairwise(pairs)):
+            raise InvalidPoints("visible_pairs falls with the length")
+        for length, measured in zip(model.points.tokens, model.points.values, strict=True):
+            if measured < (floor := model._floor(length)):
+                raise InvalidPoints(f"{measured:.3g} s at {length} tokens is faster than the roofline, {floor:.3g} s")
+        return model
+
+    def predict(self, tokens: int) -> TimePrediction:
+        """Seconds at a length: as measured there, else interpolated, else extrapolated.
+
+        Extrapolated figures never fall with the length. Raises `Unpredictable`.
+        """
+        measured = self.points.measured(tokens)
+        if measured is not None:
+            return TimePrediction(measured, measured, measured, "measured")
+        self.points.refuse(tokens)
+        if tokens < self.points.last[0]:
+            return self._interpolated(tokens)
+        if self._outgrown:
+            raise Unpredictable("outgrew its work", self._outgrown)
+        answer = self._extrapolated(tokens)
+        refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
+        return answer
+
+    def _extrapolated(self, tokens: int) -> TimePrediction:
+        fit, terms, (_, last_seconds) = self._fit, self._terms(tokens), self.points.last
+        by_work = last_seconds * float(terms[2])
+        reserve = RESERVE * fit.misfit**2 / (fit.misfit**2 + EXACT**2)
+        seconds = (1 - reserve) * last_seconds * fit.anchored(terms) + reserve * by_work
+        drift = DRIFT * math.log2(tokens / self.points.last[0])
+        half_band = math.hypot(fit.noise_at(terms), DOUBT * math.log(by_work / seconds), drift)
+        return self._banded(tokens, seconds, half_band, "extrapolated")
+
+    def _interpolated(self, tokens: int) -> TimePrediction:
+        """Between the two neighbours, which keep their measured times, along the shape of the fit."""
+        seconds, misfit = self.points.between(tokens, lambda length: self._fit.at(self._terms(length)))
+        return self._banded(tokens, seconds, math.hypot(self._fit.noise_between(), DOUBT * misfit), "interpolated")
+
+    def _banded(self, tokens: int, seconds: float, half_band: float, provenance: Provenance) -> TimePrediction:
+        """The figure with its band, which is even on a logarithmic scale; nothing below the roofline."""
+        floor, factor = self._floor(tokens), band_factor(half_band)
+        low, high = max(floor, seconds / factor), max(floor, seconds * factor)
+        return TimePrediction(max(floor, seconds), low, high, provenance)
+
+    @cached_property
+    def _fit(self) -> Fit:
+        lengths = np.array(self.points.tokens, float)
+        terms = np.stack([self._terms(length) for length in self.points.tokens])
+        return fit_nonnegative(terms, self.points.shares, lengths / lengths[-1], NOISE)
+
+    @cached_property
+    def _outgrown(self) -> str:
+        """How the times outgrow every term, which no sum of the terms can; else empty."""
+        last, last_seconds = self.points.last
+        for length, seconds in zip(self.points.tokens, self.points.values, strict=True):
+            allowed = max(last / length, self._pairs(last) / self._pairs(length))
+            grown = last_seconds / seconds
+            if 2 * length <= last and grown > OUTGROWN * allowed:
+                return (
+                    f"from {length} to {last} tokens the time grew {grown:.2f} times, the length and the declared "
+                    f"pairs at most {allowed:.2f} times: the kernel computes more than it declares, or outgrew a cache"
+                )
+        return ""
+
+    def _terms(self, tokens: int) -> Array:
+        last = self.points.last[0]
+        return np.array([1.0, tokens / last, self._pairs(tokens) / self._pairs(last)])
+
+    def _pairs(self, tokens: int) -> float:
+        pairs = float(self.visible_pairs(tokens))
+        if not math.isfinite(pairs) or pairs <= 0:
+            raise InvalidPoints(f"visible_pairs must be a positive finite number, not {pairs} at {tokens} tokens")
+        return pairs
+
+    def _floor(self, tokens: int) -> float:
+        floor = 0.0 if self.floor_seconds is None else float(self.floor_seconds(tokens))
+        if not math.isfinite(floor) or floor < 0:
+            raise InvalidPoints(f"floor_seconds must be a finite number of at least 0, not {floor} at {tokens} tokens")
+        return floor

@@ -1,0 +1,244 @@
+"""The measured curve of one variant on one shape, and its figures at any length inside it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from reports.interpolation import Figure, OutOfRange, bytes_at, error_at, neighbours, time_at
+from reports.question import Limit
+from reports.records import Row
+from reports.shape import Shape
+
+TIMED_INPUTS: Final = "normal"
+"""Time and memory are measured on these inputs; they do not depend on the values."""
+
+PREFERRED_INPUTS: Final = ("captured", "normal")
+"""Whose errors count where none were asked for: real inputs before the N(0,1) control, which inverts rankings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a variant is out: a limit that it breaks, by which factor, or a failure."""
+
+    kind: str
+    text: str
+    factor: float | None = None
+
+
+class Unavailable(LookupError):
+    """A curve has no figures at a length."""
+
+    def __init__(self, reasons: list[Reason]) -> None:
+        """Keep every reason."""
+        super().__init__("; ".join(reason.text for reason in reasons))
+        self.reasons = tuple(reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one variant takes at one length; None is not measured.
+
+    `error` is the distance from exact attention that a budget limits: the implementation error of an
+    exact variant; of an approximation both errors combined as hypot, since rounding does not follow
+    the direction of the approximation. `between` holds the measured lengths that were used.
+    """
+
+    seconds: Figure
+    seconds_low: float
+    seconds_high: float
+    total_bytes: Figure | None
+    extra_bytes: Figure | None
+    error: Figure | None
+    implementation_error: Figure | None
+    approximation_error: Figure | None
+    mean_of_v_error: Figure | None
+    error_inputs: str | None
+    error_gap: str
+    ratio: Figure | None
+    ratio_low: float | None
+    ratio_high: float | None
+    baseline: str | None
+    kernel: str | None
+    noisy: bool
+    between: tuple[int, int]
+
+    def needs(self) -> dict[Limit, float]:
+        """The figures that a budget can limit, without those that are not known."""
+        figures: dict[Limit, Figure | None]
+        figures = {"time": self.seconds, "memory": self.total_bytes, "error": self.error}
+        return {name: figure.value for name, figure in figures.items() if figure is not None}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Every point of one variant with one set of parameters on one shape, by inputs and length."""
+
+    variant: str
+    parameters: tuple[tuple[str, int], ...]
+    exact: bool
+    points: Mapping[tuple[str, int], Row]
+
+    @property
+    def label(self) -> str:
+        """The variant with its parameters: `local_window/tiled (window 256)`."""
+        return labelled(self.variant, dict(self.parameters))
+
+    def rows(self, inputs: str = TIMED_INPUTS) -> dict[int, Row]:
+        """The points of one kind of input, by length."""
+        return {length: row for (kind, length), row in sorted(self.points.items()) if kind == inputs}
+
+    def seconds(self) -> dict[int, float]:
+        """Every measured time, by length."""
+        return {length: row.seconds for length, row in self.rows().items() if row.seconds is not None}
+
+    def figures_at(self, length: int, inputs: str | None = None) -> Figures:
+        """The figures at `length`, with the errors on `inputs`. Raises `Unavailable` with every reason."""
+        sides = self._timed_sides(length)
+        seconds = _figure(sides, length, time_at, "seconds")
+        if seconds is None:
+            raise Unavailable([Reason("error", f"no time was measured at {_lengths_text(sides)} tokens")])
+        low, high = _figure(sides, length, time_at, "seconds_low"), _figure(sides, length, time_at, "seconds_high")
+        ratio_low, ratio_high = (_figure(sides, length, time_at, name) for name in ("ratio_low", "ratio_high"))
+        kind, error_sides, gap = self._error_sides(length, inputs)
+        implementation = _figure(error_sides, length, error_at, "implementation_error")
+        approximation = _figure(error_sides, length, error_at, "approximation_error")
+        total = implementation if self.exact else _combined(implementation, approximation)
+        return Figures(
+            seconds=seconds,
+            seconds_low=low.value if low else seconds.value,
+            seconds_high=high.value if high else seconds.value,
+            total_bytes=_figure(sides, length, bytes_at, "total_bytes"),
+            extra_bytes=_figure(sides, length, bytes_at, "extra_bytes"),
+            error=total,
+            implementation_error=implementation,
+            approximation_error=approximation,
+            mean_of_v_error=_figure(error_sides, length, error_at, "mean_of_v_error"),
+            error_inputs=kind,
+            error_gap=gap if total is None else "",
+            ratio=_figure(sides, length, time_at, "ratio"),
+            ratio_low=ratio_low.value if ratio_low else None,
+            ratio_high=ratio_high.value if ratio_high else None,
+            baseline=_joined(row.baseline_label for row in sides.values()),
+            kernel=_joined(row.kernel for row in sides.values()),
+            noisy=any(row.noisy for row in sides.values()),
+            between=(min(sides), max(sides)),
+        )
+
+    def _timed_sides(self, length: int) -> dict[int, Row]:
+        """The rows on both sides of `length`, all `ok`. Raises `Unavailable`."""
+        rows = self.rows()
+        try:
+            found = neighbours(rows, length)
+        except OutOfRange as error:
+            raise Unavailable(_out_of_range(rows, length, str(error))) from error
+        failed = [row for (_, at), row in sorted(self.points.items()) if at in found and _rules_out(row)]
+        if failed:
+            raise Unavailable(failures(failed))
+        return {at: rows[at] for at in found}
+
+    def _error_sides(self, length: int, inputs: str | None) -> tuple[str | None, dict[int, Row], str]:
+        """Kind of input and rows of the first kind with errors at `length`; otherwise why there are none."""
+        gaps = []
+        for kind in PREFERRED_INPUTS if inputs is None else (inputs,):
+            rows = self.rows(kind)
+            try:
+                sides = {at: rows[at] for at in neighbours(rows, length)}
+            except OutOfRange as error:
+                gaps.append(f"on {kind} inputs: {error}")
+                continue
+            failed = [row for row in sides.values() if row.status != "ok"]
+            if not failed:
+                return kind, sides, f"none was recorded on {kind} inputs"
+            gaps += [reason.text for reason in failures(failed)]
+        return inputs, {}, "; ".join(gaps)
+
+
+def curves(rows: Iterable[Row], shape: Shape) -> list[Curve]:
+    """The curves of one shape, by name. Points of several seeds become one, see `_worst`."""
+    grouped: dict[tuple[str, tuple[tuple[str, int], ...]], dict[tuple[str, int], list[Row]]]
+    grouped = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        case = row.case
+        if case.shape == shape and case.length > 0:
+            parameters = tuple(sorted(case.parameters.items()))
+            grouped[case.variant, parameters][case.inputs, case.length].append(row)
+    return [
+        Curve(variant, parameters, all(row.exact for same in points.values() for row in same), _points(points))
+        for (variant, parameters), points in sorted(grouped.items())
+    ]
+
+
+def labelled(variant: str, parameters: Mapping[str, int]) -> str:
+    """A variant's name with its parameters, where it has any."""
+    texts = ", ".join(f"{name} {value}" for name, value in sorted(parameters.items()))
+    return f"{variant} ({texts})" if texts else variant
+
+
+def failures(rows: Iterable[Row]) -> list[Reason]:
+    """Status and reason of rows without figures; the lengths at which they are the same are joined."""
+    lengths: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        inputs = "" if row.case.inputs == TIMED_INPUTS else f" on {row.case.inputs} inputs"
+        lengths[row.status, inputs, row.reason].append(str(row.case.length))
+    return [
+        Reason(status, f"{status}{inputs} at {' and '.join(at)} tokens" + (f": {reason}" if reason else ""))
+        for (status, inputs, reason), at in lengths.items()
+    ]
+
+
+def _rules_out(row: Row) -> bool:
+    """A kernel that is wrong on any input is wrong; other failures count on the timed inputs only."""
+    return row.status == "wrong" or (row.status != "ok" and row.case.inputs == TIMED_INPUTS)
+
+
+def _points(points: Mapping[tuple[str, int], list[Row]]) -> dict[tuple[str, int], Row]:
+    return {place: _worst(rows) for place, rows in points.items()}
+
+
+def _worst(rows: list[Row]) -> Row:
+    """One row for all seeds: a failure if there is one, else the lowest seed's with the largest errors."""
+    first = min(rows, key=lambda row: (row.status == "ok", row.case.seed))
+    if len(rows) == 1 or first.status != "ok":
+        return first
+    names = ("implementation_error", "approximation_error")
+    known = {name: [value for row in rows if (value := getattr(row, name)) is not None] for name in names}
+    return msgspec.structs.replace(first, **{name: max(values) for name, values in known.items() if values})
+
+
+def _out_of_range(rows: Mapping[int, Row], length: int, text: str) -> list[Reason]:
+    if not rows:
+        return [Reason("not_measured", f"not measured on {TIMED_INPUTS} inputs")]
+    nearest = rows[min(rows, key=lambda at: abs(at - length))]
+    failed = [] if nearest.status == "ok" else failures([nearest])
+    if all(row.status != "ok" for row in rows.values()):
+        return failed
+    return [Reason("not_measured", text), *failed]
+
+
+def _figure(
+    sides: Mapping[int, Row], length: int, at: Callable[[Mapping[int, float], int], Figure], name: str
+) -> Figure | None:
+    """One field at `length`; None where a side has no such figure."""
+    values = {place: getattr(row, name) for place, row in sides.items()}
+    if not values or any(value is None for value in values.values()):
+        return None
+    return at(values, length)
+
+
+def _combined(implementation: Figure | None, approximation: Figure | None) -> Figure | None:
+    if implementation is None or approximation is None:
+        return None
+    return Figure(math.hypot(implementation.value, approximation.value), implementation.provenance)
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    known = dict.fromkeys(text for text in texts if text)
+    return " / ".join(known) or None
+
+
+def _lengths_text(sides: Mapping[int, Row]) -> str:
+    return " and ".join(str(length) for length in sorted(sides))

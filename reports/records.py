@@ -1,0 +1,230 @@
+"""Results files as typed rows: the only place that reads them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from reports.quantities import printable
+from reports.shape import Shape
+
+SCHEMA: Final = 1
+"""The one schema of results files that these reports understand."""
+
+MEASUREMENTS: Final = "measurements.jsonl"
+MACHINES: Final = "machines"
+
+Status = Literal["ok", "unsupported", "out_of_memory", "timeout", "wrong", "error"]
+Count = Annotated[int, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+MachineKey = Annotated[str, Meta(pattern=r"^[\w.-]+$")]
+
+
+class ResultsError(ValueError):
+    """Results that cannot be read, or cannot answer what was asked; the message is one line."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured: a variant with its parameters, on one problem and one kind of input."""
+
+    variant: str
+    parameters: dict[str, int]
+    batch: Count
+    heads: Size
+    kv_heads: Size
+    tokens: Count
+    kv_tokens: Count
+    head_dim: Size
+    dtype: str
+    device: str
+    causal: bool
+    mode: str
+    inputs: str = "normal"
+    seed: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        """All of the problem but its length."""
+        queries = 0 if self.tokens == self.kv_tokens and self.mode != "decode" else self.tokens
+        return Shape(
+            batch=self.batch,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+            causal=self.causal,
+            mode=self.mode,
+            queries=queries,
+        )
+
+    @property
+    def length(self) -> int:
+        """The length that a sweep grows: the number of keys."""
+        return self.kv_tokens
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement, with the fields that reports need; units as in `benchmarks.measurement`."""
+
+    schema: int
+    key: str
+    machine: MachineKey
+    definition: str
+    exact: bool
+    case: Case
+    status: Status
+    run: str = ""
+    measured_at: str = ""
+    commit: str = ""
+    dirty: bool = False
+    reason: str = ""
+
+    seconds: Positive | None = None
+    seconds_low: Positive | None = None
+    seconds_high: Positive | None = None
+    noisy: bool | None = None
+    timer: str | None = None
+
+    baseline: str | None = None
+    baseline_causal: bool | None = None
+    ratio: Positive | None = None
+    ratio_low: Positive | None = None
+    ratio_high: Positive | None = None
+    twin_ratio: Positive | None = None
+
+    input_output_bytes: Count | None = None
+    predicted_bytes: Count | None = None
+    extra_bytes: Count | None = None
+    total_bytes: Count | None = None
+
+    implementation_error: NotNegative | None = None
+    approximation_error: NotNegative | None = None
+    mean_of_v_error: NotNegative | None = None
+
+    kernel: str | None = None
+    ceiling_share: float | None = None
+    threads: int | None = None
+
+    @property
+    def baseline_label(self) -> str | None:
+        """The baseline, with its mask where that is not the case's own."""
+        if self.baseline is None or self.baseline_causal in (None, self.case.causal):
+            return self.baseline
+        return f"{self.baseline} ({'causal' if self.baseline_causal else 'not causal'})"
+
+
+class _Stamp(msgspec.Struct):
+    schema: int
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The rows of one results file, the latest of each key, in the order of the file."""
+
+    path: Path
+    rows: tuple[Row, ...]
+
+    @property
+    def machines(self) -> list[str]:
+        """The keys of the machines that the rows come from."""
+        return sorted({row.machine for row in self.rows})
+
+    def of_machine(self, wanted: str | None = None) -> "Results":
+        """The rows of one machine, named by the start of its key.
+
+        Raises `ResultsError` where that leaves none or several: machines are never joined.
+        """
+        found = [key for key in self.machines if key.startswith(wanted or "")]
+        if not found:
+            raise ResultsError(f"no machine {wanted!r} in {self.path}; it holds {', '.join(self.machines)}")
+        if len(found) > 1:
+            raise ResultsError(f"{self.path} holds several machines ({', '.join(found)}): choose one with --machine")
+        return Results(self.path, tuple(row for row in self.rows if row.machine == found[0]))
+
+    def description(self) -> dict[str, Any]:
+        """What is known of the one machine of these rows; empty where it was not written down."""
+        (machine,) = self.machines
+        return _read_description(self.path.parent / MACHINES / f"{machine}.json")
+
+
+def read(path: Path) -> Results:
+    """Read a results file, or the one of a results folder. Raises `ResultsError`."""
+    file = path / MEASUREMENTS if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise ResultsError(f"no {MEASUREMENTS} in {path}; `attnscape run --out {path}` writes it")
+    rows = latest(_rows(file, _content(file)))
+    if not rows:
+        raise ResultsError(f"{file} holds no measurements; `attnscape run --out {file.parent}` writes them")
+    return Results(file, tuple(rows))
+
+
+def decoded(measurements: Sequence[msgspec.Struct]) -> list[Row]:
+    """Measurements that have just been made, as the rows that a results file would give."""
+    return [msgspec.convert(msgspec.to_builtins(measurement), Row) for measurement in measurements]
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each key: a case that was measured again replaces the earlier figures."""
+    return list({row.key: row for row in rows}.values())
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(f"no results at {file}; `attnscape run --out {file.parent}` writes them") from None
+    except OSError as error:
+        raise ResultsError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _rows(file: Path, content: bytes) -> Iterator[Row]:
+    decoder = msgspec.json.Decoder(Row)
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ResultsError(_fault(file, number, line, error, is_tail=number == len(lines))) from error
+        if row.schema != SCHEMA:
+            raise ResultsError(_other_schema(file, number, row.schema))
+        yield row
+
+
+def _fault(file: Path, number: int, line: bytes, error: Exception, *, is_tail: bool) -> str:
+    """Why a line is no row; `is_tail` marks text after the last line break, which only a broken write leaves."""
+    if isinstance(error, msgspec.ValidationError):
+        schema = _schema_of(line)
+        if schema is not None and schema != SCHEMA:
+            return _other_schema(file, number, schema)
+        return f"{file}, line {number} is not a measurement: {printable(str(error))}"
+    if is_tail:
+        return f"{file}, line {number} was cut short; `attnscape run --out {file.parent}` repairs it and goes on"
+    return f"{file}, line {number} is cut short or not JSON: {printable(str(error))}"
+
+
+def _schema_of(line: bytes) -> int | None:
+    try:
+        return msgspec.json.decode(line, type=_Stamp).schema
+    except msgspec.ValidationError:
+        return None
+
+
+def _other_schema(file: Path, number: int, schema: int) -> str:
+    return f"{file}, line {number} has schema {schema}; this version reads schema {SCHEMA} only"
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        return msgspec.json.decode(_content(file), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ResultsError(f"{file} is not a machine description: {printable(str(error))}") from error

@@ -1,0 +1,73 @@
+"""The variants that run on this machine, as the catalogue finds them, and one call of any of them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.worker import canonical
+from variants import Problem
+from variants.catalogue import load, names
+from variants.dtypes import TORCH_DTYPES
+
+READY = [
+    name
+    for name in names()
+    if not all(load(name).refusals(Problem(tokens=8, causal=causal)) for causal in (False, True))
+]
+
+# So small that a short sequence has a middle and edges, and is no multiple of any of them.
+SMALL = {
+    "window": 6,
+    "block": 8,
+    "rank": 2,
+    "sinks": 3,
+    "global_tokens": 3,
+    "kept": 5,
+    "landmarks": 6,
+    "projected": 7,
+    "selected": 3,
+    "random": 2,
+    "hidden": 5,
+    "dilation": 2,
+    "segment": 8,
+    "levels": 2,
+    "width": 3,
+}
+
+
+def small_parameters(name: str) -> dict[str, int]:
+    """A variant's parameters, small where `SMALL` knows them, else their defaults."""
+    definition = load(name).definition
+    return definition.resolve({p.name: SMALL[p.name] for p in definition.parameters if p.name in SMALL})
+
+
+def draw(problem: Problem, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v from N(0,1), the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((problem.heads, problem.tokens), *[(problem.kv_heads, problem.kv_tokens)] * 2)
+    q, k, v = (
+        torch.randn(problem.batch, heads, tokens, problem.head_dim, generator=generator, dtype=torch.float64)
+        for heads, tokens in shapes
+    )
+    dtype = TORCH_DTYPES[problem.dtype]
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def call(name: str, problem: Problem, inputs: tuple[Tensor, ...], parameters: dict[str, int] | None = None) -> Tensor:
+    """The output of one variant, batch-heads-tokens-dim; skips where the variant says why it cannot run."""
+    variant = load(name)
+    if reasons := variant.refusals(problem):
+        pytest.skip("; ".join(reasons))
+    chosen = small_parameters(name) if parameters is None else parameters
+    run = variant.build(problem, **chosen)
+    return canonical(run(*(canonical(x, variant.layout) for x in inputs)), variant.layout)
+
+
+def reference(
+    name: str, problem: Problem, inputs: tuple[Tensor, ...], parameters: dict[str, int] | None = None, **options: Any
+) -> Tensor:
+    """What the variant's own definition says, in float64."""
+    chosen = small_parameters(name) if parameters is None else parameters
+    return load(name).definition.reference(*inputs, causal=problem.causal, parameters=chosen, **options)

@@ -1,0 +1,485 @@
+"""The choice: figures between lengths, what fits, why not, what binds, and the nearest budget that would do."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from reports.answer import Answer
+from reports.choice import Budget, Question, choose
+from reports.interpolation import OutOfRange, bytes_at, error_at, time_at
+from reports.question import InvalidQuestion
+from reports.records import ResultsError, Row
+from tests import results_builder as builder
+from tests.results_builder import as_rows, failed, landscape, measured
+
+MIB = 2**20
+LANDSCAPE = as_rows(landscape())
+
+
+def ask(rows: list[Row], tokens: int = 4096, budget: Budget | None = None, **fields: Any) -> Answer:
+    return choose(rows, Question(tokens, **fields), budget or Budget())
+
+
+def names(entries: Any) -> list[str]:
+    return [entry.variant for entry in entries]
+
+
+def reasons(answer: Answer, variant: str) -> list[str]:
+    return [reason.text for one in answer.rejected if one.variant == variant for reason in one.reasons]
+
+
+# ---- figures between measured lengths
+
+
+def test_a_power_law_is_met_exactly_between_lengths() -> None:
+    seconds = {length: 3e-9 * length**2 for length in (256, 1024, 8192)}
+    assert time_at(seconds, 3000).value == pytest.approx(3e-9 * 3000**2)
+    assert time_at(seconds, 3000).provenance == "interpolated"
+    assert time_at(seconds, 1024) == replace(time_at(seconds, 3000), value=seconds[1024], provenance="measured")
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=3, max_size=3), st.integers(257, 1023))
+def test_sums_of_powers_are_never_figured_too_small(factors: list[float], length: int) -> None:
+    def size(at: int) -> float:
+        return sum(factor * at**power for power, factor in enumerate(factors))
+
+    assert bytes_at({256: size(256), 1024: size(1024)}, length).value >= size(length) * (1 - 1e-9)
+
+
+def test_sizes_that_start_at_zero_are_linear() -> None:
+    assert bytes_at({100: 0, 200: 50}, 150).value == 25
+
+
+def test_errors_are_linear_in_the_logarithm_of_the_length() -> None:
+    assert error_at({256: 0.1, 1024: 0.3}, 512).value == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("length", [255, 1025, 10**9])
+def test_nothing_is_extrapolated(length: int) -> None:
+    for at in (time_at, bytes_at, error_at):
+        with pytest.raises(OutOfRange, match="measured only from 256 to 1024 tokens"):
+            at({256: 1.0, 1024: 2.0}, length)
+
+
+# ---- what fits
+
+
+def test_fitting_variants_are_ranked_by_time() -> None:
+    answer = ask(LANDSCAPE)
+    assert answer.fits
+    times = [one.figures.seconds.value for one in answer.fitting]
+    assert times == sorted(times)
+    assert answer.fitting[0].variant == "linear_scan/chunked"
+    assert {one.figures.seconds.provenance for one in answer.fitting} == {"measured"}
+
+
+def test_figures_carry_everything_that_an_answer_must_say() -> None:
+    (flash,) = [one for one in ask(LANDSCAPE, 2048).fitting if one.variant == builder.BASELINE]
+    figures = flash.figures
+    assert figures.seconds.value == pytest.approx(0.040)
+    assert figures.seconds.provenance == "interpolated"
+    assert figures.seconds_low < figures.seconds.value < figures.seconds_high
+    assert figures.total_bytes is not None
+    assert figures.total_bytes.value == pytest.approx(2048 * (300 + 4 * 8 * 64 * 4), rel=1e-3)
+    assert figures.extra_bytes is not None
+    assert figures.extra_bytes.value == pytest.approx(2048 * 300, rel=1e-3)
+    assert figures.ratio is not None
+    assert figures.ratio.value == pytest.approx(1.0)
+    assert (figures.baseline, figures.kernel, figures.between) == (builder.BASELINE, "flash", (1024, 4096))
+
+
+def test_the_error_of_an_exact_variant_is_its_implementation_error() -> None:
+    answer = ask(LANDSCAPE)
+    for one in answer.fitting:
+        assert one.figures.error is not None
+        assert one.figures.implementation_error is not None
+        assert one.figures.approximation_error is not None
+        parts = (one.figures.implementation_error.value, one.figures.approximation_error.value)
+        assert one.figures.error.value == pytest.approx(parts[0] if one.exact else math.hypot(*parts))
+
+
+def test_a_tie_within_the_noise_goes_to_the_exact_variant() -> None:
+    lines = [
+        measured("linear_scan/chunked", 1024, figures={"seconds": 1.00, "seconds_low": 0.95, "seconds_high": 1.05}),
+        measured("local_window/tiled", 1024, figures={"seconds": 1.02, "seconds_low": 1.00, "seconds_high": 1.04}),
+        measured("full/matmul", 1024, figures={"seconds": 1.03, "seconds_low": 1.01, "seconds_high": 1.06}),
+        measured("memory_efficient/chunked", 1024, figures={"seconds": 2.0, "seconds_low": 1.9, "seconds_high": 2.1}),
+    ]
+    answer = ask(as_rows(lines), 1024)
+    assert names(answer.fitting) == [
+        "full/matmul",
+        "linear_scan/chunked",
+        "local_window/tiled",
+        "memory_efficient/chunked",
+    ]
+    assert [one.tied for one in answer.fitting] == [True, True, True, False]
+
+
+def test_beyond_the_noise_the_faster_one_leads() -> None:
+    lines = [
+        measured("linear_scan/chunked", 1024, figures={"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.1}),
+        measured("full/matmul", 1024, figures={"seconds": 1.3, "seconds_low": 1.2, "seconds_high": 1.4}),
+    ]
+    answer = ask(as_rows(lines), 1024)
+    assert names(answer.fitting) == ["linear_scan/chunked", "full/matmul"]
+    assert not any(one.tied for one in answer.fitting)
+
+
+def test_sets_of_parameters_are_candidates_of_their_own() -> None:
+    lines = [measured("local_window/tiled", 1024, parameters={"window": window}) for window in (128, 256)]
+    labels = [one.label for one in ask(as_rows(lines), 1024).fitting]
+    assert labels == ["local_window/tiled (window 128)", "local_window/tiled (window 256)"]
+
+
+def test_of_several_seeds_the_largest_error_counts() -> None:
+    lines = [
+        measured("linear_scan/chunked", 1024, seed=seed, figures={"approximation_error": error})
+        for seed, error in enumerate((0.5, 0.9, 0.7))
+    ]
+    (one,) = ask(as_rows(lines), 1024).fitting
+    assert one.figures.approximation_error is not None
+    assert one.figures.approximation_error.value == 0.9
+
+
+# ---- why not
+
+
+def test_every_broken_limit_is_a_reason() -> None:
+    answer = ask(LANDSCAPE, budget=Budget(0.1, 64 * MIB, 0.5))
+    assert names(answer.fitting) == ["blockwise_low_rank/merged"]
+    assert reasons(answer, "full/matmul") == [
+        "takes 640 ms, 6.40 times the limit of 100 ms",
+        "needs 160 MiB, 2.50 times the limit of 64 MiB",
+    ]
+    assert reasons(answer, "local_window/tiled") == ["error 1.4, 2.80 times the limit of 0.5"]
+
+
+def test_a_limit_is_inclusive() -> None:
+    seconds = ask(LANDSCAPE).fitting[0].figures.seconds.value
+    assert ask(LANDSCAPE, budget=Budget(max_seconds=seconds)).fits
+    assert not ask(LANDSCAPE, budget=Budget(max_seconds=math.nextafter(seconds, 0))).fits
+
+
+@pytest.mark.parametrize("status", ["unsupported", "out_of_memory", "timeout", "wrong", "error"])
+def test_a_failure_at_a_neighbour_rejects_with_its_reason(status: str) -> None:
+    lines = [
+        measured("linear_scan/chunked", 256),
+        measured("linear_scan/chunked", 1024),
+        measured("full/matmul", 256),
+        failed("full/matmul", 1024, status, "for a reason"),
+    ]
+    answer = ask(as_rows(lines), 512)
+    assert names(answer.fitting) == ["linear_scan/chunked"]
+    assert reasons(answer, "full/matmul") == [f"{status} at 1024 tokens: for a reason"]
+    assert "full/matmul" in names(ask(as_rows(lines), 256).fitting)
+
+
+def test_a_failure_at_both_neighbours_is_said_once() -> None:
+    assert reasons(ask(LANDSCAPE, 6000), "memory_efficient/xformers") == [
+        "unsupported at 4096 and 16384 tokens: needs CUDA; no float32"
+    ]
+
+
+def test_a_kernel_that_is_wrong_on_any_inputs_is_out() -> None:
+    lines = [
+        measured("linear_scan/chunked", 256),
+        measured("full/matmul", 256),
+        failed("linear_scan/chunked", 256, "wrong", "error 0.3 is above 2e-5", inputs="peaky"),
+        failed("full/matmul", 256, "timeout", "took over 60 s", inputs="peaky"),
+    ]
+    answer = ask(as_rows(lines), 256)
+    assert names(answer.fitting) == ["full/matmul"]
+    assert reasons(answer, "linear_scan/chunked") == ["wrong on peaky inputs at 256 tokens: error 0.3 is above 2e-5"]
+
+
+def test_a_variant_that_was_not_measured_so_far_says_so() -> None:
+    lines = [
+        *(measured("linear_scan/chunked", at) for at in (256, 4096)),
+        measured("full/matmul", 256),
+        failed("full/matmul", 1024, "timeout", "took over 60 s"),
+    ]
+    assert reasons(ask(as_rows(lines), 4096), "full/matmul") == [
+        "measured only from 256 to 1024 tokens, not at 4096",
+        "timeout at 1024 tokens: took over 60 s",
+    ]
+
+
+def test_a_figure_that_is_missing_rejects_only_under_its_limit() -> None:
+    rows = as_rows([measured("full/matmul", 256, figures={"total_bytes": None, "implementation_error": None})])
+    assert ask(rows, 256, Budget(max_seconds=1.0)).fits
+    assert reasons(ask(rows, 256, Budget(max_bytes=1e12)), "full/matmul") == ["memory not measured"]
+    (text,) = reasons(ask(rows, 256, Budget(max_error=1.0)), "full/matmul")
+    assert text.startswith("error not measured: none was recorded on normal inputs")
+
+
+# ---- on which inputs
+
+
+def test_captured_inputs_count_first_where_they_were_measured() -> None:
+    answer = ask(LANDSCAPE, 256)
+    assert {one.figures.error_inputs for one in answer.fitting} == {"captured"}
+    assert any("on captured inputs" in note for note in answer.notes)
+    answer = ask(LANDSCAPE, 4096)
+    assert {one.figures.error_inputs for one in answer.fitting} == {"normal"}
+
+
+def test_asked_inputs_are_the_only_ones_that_count() -> None:
+    answer = ask(LANDSCAPE, 4096, inputs="smooth")
+    assert {one.figures.error_inputs for one in answer.fitting} == {"smooth"}
+    answer = ask(LANDSCAPE, 4096, Budget(max_error=0.5), inputs="captured")
+    assert not answer.fits
+    (text,) = reasons(answer, "linear_scan/chunked")
+    assert text == "error not measured: on captured inputs: measured only at 256 tokens, not at 4096"
+    with pytest.raises(ResultsError, match="nothing was measured on 'noisy' inputs, only on captured, local, normal"):
+        ask(LANDSCAPE, 4096, inputs="noisy")
+
+
+# ---- what cannot be answered
+
+
+def test_another_shape_names_the_closest_ones() -> None:
+    rows = as_rows([measured("full/matmul", 256, **fields) for fields in ({}, {"causal": True}, {"dtype": "bfloat16"})])
+    with pytest.raises(ResultsError) as caught:
+        ask(rows, 256, causal=True, dtype="bfloat16", heads=16)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "heads 16" in text.partition(";")[0]
+    assert text.endswith("closest first: heads 8, float32; heads 8, not causal; heads 8, float32, not causal")
+
+
+def test_lengths_beyond_the_measured_ones_are_refused() -> None:
+    with pytest.raises(ResultsError, match=r"20000 tokens is beyond the measured lengths \(256 to 16384\)"):
+        ask(LANDSCAPE, 20000)
+
+
+def test_rows_of_two_machines_are_refused() -> None:
+    rows = as_rows([builder.line(builder.case("full/matmul", 256), machine=key) for key in ("a", "b")])
+    with pytest.raises(ResultsError, match=r"2 machines \(a, b\): use --machine"):
+        ask(rows, 256)
+
+
+def test_decode_is_asked_by_the_length_of_the_cache() -> None:
+    rows = as_rows([measured("full/matmul", at, mode="decode") for at in (1, 256, 1024)])
+    assert ask(rows, 512, mode="decode").fits
+    with pytest.raises(ResultsError, match="nothing was measured for forward"):
+        ask(rows, 256)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tokens": 0}, "tokens must be a whole number of at least 1, not 0"),
+        ({"tokens": 16, "heads": 8, "kv_heads": 3}, "3 does not divide 8"),
+        ({"tokens": 16, "kv_heads": 0}, "kv_heads must be"),
+        ({"tokens": 16, "dtype": "float8"}, "dtype must be one of float64, float32"),
+        ({"tokens": 16, "mode": "backward"}, "mode must be one of forward"),
+        ({"tokens": 16, "device": "tpu"}, "device must be cpu, cuda or cuda:N"),
+    ],
+)
+def test_questions_that_cannot_exist(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidQuestion, match=said):
+        Question(**fields)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
+def test_budgets_that_cannot_exist(limit: float) -> None:
+    for name in ("max_seconds", "max_bytes", "max_error"):
+        with pytest.raises(InvalidQuestion, match="must be a positive finite number"):
+            Budget(**{name: limit})
+
+
+# ---- what binds, where curves cross, what to know
+
+
+def test_the_limit_that_alone_keeps_out_the_most_binds() -> None:
+    binding = ask(LANDSCAPE, budget=Budget(0.1, 1024 * MIB, 0.5)).binding
+    assert binding is not None
+    assert (binding.limit, len(binding.alone)) == ("time", 3)
+    assert binding.used == pytest.approx(0.369, abs=0.001)
+    binding = ask(LANDSCAPE, budget=Budget(10.0, 1024 * MIB, 0.1)).binding
+    assert binding is not None
+    assert binding.limit == "error"
+    assert ask(LANDSCAPE, budget=Budget(10.0, 1024 * MIB, 10.0)).binding is None
+
+
+def test_the_crossover_is_where_the_times_are_equal() -> None:
+    crossover = ask(LANDSCAPE, 1024).crossover
+    assert crossover is not None
+    assert (crossover.winner, crossover.rival) == ("linear_scan/chunked", builder.BASELINE)
+    assert (crossover.below, crossover.above) == (builder.BASELINE, "linear_scan/chunked")
+    assert crossover.tokens == pytest.approx(1024 * 0.0055 / 0.010, abs=1)
+
+
+def test_the_crossover_is_also_found_above_the_asked_length() -> None:
+    crossover = ask(LANDSCAPE, 256, Budget(max_error=0.01)).crossover
+    assert crossover is not None
+    assert (crossover.winner, crossover.rival) == (builder.BASELINE, "blockwise_low_rank/merged (block 128, rank 4)")
+    assert (crossover.below, crossover.above) == (crossover.winner, crossover.rival)
+    assert crossover.tokens == pytest.approx(1024 * 0.7**1.25, abs=1)
+
+
+def test_no_crossover_inside_the_measured_lengths_says_who_is_faster() -> None:
+    rows = as_rows([measured(name, at) for name in ("linear_scan/chunked", builder.BASELINE) for at in (1024, 4096)])
+    crossover = ask(rows, 1024).crossover
+    assert crossover is not None
+    assert (crossover.tokens, crossover.above, crossover.below) == (None, "linear_scan/chunked", "linear_scan/chunked")
+
+
+def notes(answer: Answer) -> str:
+    return "\n".join(answer.notes)
+
+
+def test_memory_that_the_inputs_alone_exceed_is_proved_infeasible() -> None:
+    assert "q, k, v and the output alone are 32.0 MiB (16 MiB allowed)" in notes(
+        ask(LANDSCAPE, budget=Budget(max_bytes=16 * MIB))
+    )
+    assert "alone are" not in notes(ask(LANDSCAPE, budget=Budget(max_bytes=32 * MIB)))
+
+
+def test_an_error_below_the_rounding_of_the_dtype_is_said() -> None:
+    said = "below the rounding of float32: exact variants themselves stand 3.1e-7"
+    assert said in notes(ask(LANDSCAPE, budget=Budget(max_error=1e-9)))
+    assert said not in notes(ask(LANDSCAPE, budget=Budget(max_error=1e-3)))
+
+
+def test_noise_and_mixed_code_are_said() -> None:
+    lines = [
+        measured("full/matmul", 256, figures={"noisy": True}) | {"commit": "aaa"},
+        measured("full/matmul", 1024) | {"commit": "bbb", "dirty": True},
+    ]
+    text = notes(ask(as_rows(lines), 300))
+    assert "is noisy" in text
+    assert "2 commits" in text
+    assert "uncommitted changes" in text
+
+
+# ---- where nothing fits
+
+
+def test_the_nearest_budgets_are_named() -> None:
+    answer = ask(LANDSCAPE, budget=Budget(0.1, 64 * MIB, 1e-3))
+    assert not answer.fits
+    assert answer.nearest is not None
+    time, memory, error = (answer.nearest.alone[name] for name in ("time", "memory", "error"))
+    assert time is not None
+    assert (time.variant, time.options) == (builder.BASELINE, "--max-ms 160 --max-mib 64 --max-error 0.001")
+    assert memory is None
+    assert error is not None
+    assert error.variant == "blockwise_low_rank/merged"
+    assert answer.nearest.joint is not None
+    assert answer.nearest.joint.variant == builder.BASELINE
+    assert answer.nearest.joint.factor == pytest.approx(1.6)
+
+
+def test_no_budget_helps_where_nothing_ran() -> None:
+    rows = as_rows([failed("memory_efficient/xformers", 256, "unsupported", "needs CUDA")])
+    answer = ask(rows, 256, Budget(max_seconds=1.0))
+    assert answer.nearest is not None
+    assert answer.nearest.joint is None
+    assert answer.nearest.alone == {"time": None}
+
+
+# ---- what holds for every landscape and every budget
+
+VALUES = st.floats(1e-6, 1e6)
+LIMITS = st.one_of(st.none(), VALUES)
+BUDGETS = st.builds(Budget, LIMITS, LIMITS, LIMITS)
+POINTS = st.lists(st.tuples(VALUES, st.integers(1, 2**40), VALUES, st.floats(1, 1.5)), min_size=2, max_size=2)
+
+
+@st.composite
+def landscapes(draw: st.DrawFn) -> list[Row]:
+    lines = []
+    for variant in draw(st.lists(st.sampled_from(sorted(builder.VARIANTS)), min_size=1, unique=True)):
+        for tokens, (seconds, size, error, noise) in zip((256, 1024), draw(POINTS), strict=True):
+            figures = {
+                "seconds": seconds,
+                "seconds_low": seconds / noise,
+                "seconds_high": seconds * noise,
+                "total_bytes": size,
+                "implementation_error": error,
+                "approximation_error": error,
+            }
+            lines.append(measured(variant, tokens, figures=figures))
+    return as_rows(lines)
+
+
+LENGTHS = st.sampled_from([256, 300, 512, 1000, 1024])
+
+
+@given(landscapes(), BUDGETS, LENGTHS)
+def test_what_fits_keeps_every_limit_and_what_does_not_breaks_one(rows: list[Row], budget: Budget, tokens: int) -> None:
+    answer = ask(rows, tokens, budget)
+    limits = budget.limits()
+    for one in answer.fitting:
+        assert all(one.figures.needs()[name] <= limit for name, limit in limits.items())
+    for out in answer.rejected:
+        assert out.figures is not None
+        assert any(out.figures.needs()[name] > limit for name, limit in limits.items())
+    assert len(answer.fitting) + len(answer.rejected) == len({row.case.variant for row in rows})
+    assert answer.fits == bool(answer.fitting) == (answer.nearest is None)
+
+
+@given(landscapes(), BUDGETS, LENGTHS)
+def test_the_advice_is_fastest_or_ties_with_it(rows: list[Row], budget: Budget, tokens: int) -> None:
+    answer = ask(rows, tokens, budget)
+    assume(answer.fits)
+    first = answer.fitting[0]
+    fastest = min(answer.fitting, key=lambda one: one.figures.seconds.value)
+    assert first.variant == fastest.variant or (first.tied and fastest.tied and first.exact and not fastest.exact)
+
+
+@given(landscapes(), BUDGETS, st.floats(1, 100), st.sampled_from(["max_seconds", "max_bytes", "max_error"]))
+def test_a_larger_limit_never_removes_a_candidate(rows: list[Row], budget: Budget, factor: float, name: str) -> None:
+    limit = getattr(budget, name)
+    relaxed = replace(budget, **{name: None if limit is None or factor > 50 else limit * factor})
+    assert set(names(ask(rows, 512, budget).fitting)) <= set(names(ask(rows, 512, relaxed).fitting))
+
+
+FIELDS = {"time": "max_seconds", "memory": "max_bytes", "error": "max_error"}
+
+
+@given(landscapes(), BUDGETS, LENGTHS)
+def test_the_nearest_budget_fits_and_nothing_smaller_does(rows: list[Row], budget: Budget, tokens: int) -> None:
+    answer = ask(rows, tokens, budget)
+    assume(answer.nearest is not None)
+    assert answer.nearest is not None
+    for limit, relaxation in answer.nearest.alone.items():
+        field = FIELDS[limit]
+        if relaxation is None:
+            assert not ask(rows, tokens, replace(budget, **{field: None})).fits
+            continue
+        raised = getattr(relaxation.budget, field)
+        assert replace(relaxation.budget, **{field: getattr(budget, field)}) == budget
+        assert relaxation.variant in names(ask(rows, tokens, relaxation.budget).fitting)
+        smaller = replace(relaxation.budget, **{field: math.nextafter(raised, 0)})
+        assert not ask(rows, tokens, smaller).fits
+
+
+@given(landscapes(), BUDGETS, LENGTHS)
+def test_the_joint_rise_has_the_smallest_largest_factor(rows: list[Row], budget: Budget, tokens: int) -> None:
+    answer = ask(rows, tokens, budget)
+    assume(answer.nearest is not None)
+    assert answer.nearest is not None
+    joint = answer.nearest.joint
+    assert joint is not None
+    assert ask(rows, tokens, joint.budget).fits
+    assert joint.factor <= min((one.factor for one in answer.nearest.alone.values() if one), default=math.inf)
+    shrunk = {FIELDS[name]: limit * joint.factor * (1 - 1e-9) for name, limit in budget.limits().items()}
+    assert not ask(rows, tokens, Budget(**shrunk)).fits
+
+
+@given(landscapes(), BUDGETS)
+def test_the_options_of_a_nearest_budget_admit_what_it_admits(rows: list[Row], budget: Budget) -> None:
+    answer = ask(rows, 512, budget)
+    assume(answer.nearest is not None)
+    assert answer.nearest is not None
+    assert answer.nearest.joint is not None
+    words = answer.nearest.joint.options.split()
+    given_ = {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+    typed = Budget.of_options(given_.get("--max-ms"), given_.get("--max-mib"), given_.get("--max-error"))
+    assert ask(rows, 512, typed).fits

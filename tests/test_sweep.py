@@ -1,0 +1,262 @@
+"""A sweep's rounds, ratios and refusals, with workers whose times are known."""
+
+import math
+import random
+from collections.abc import Callable, Collection
+from typing import Any
+
+import pytest
+
+from benchmarks import sweep
+from benchmarks.clock import Sample
+from benchmarks.measurement import Case, Measurement
+from benchmarks.provenance import Provenance
+from benchmarks.sweep import Entry, Settings, Sweep, add_ceiling, plan_cases, predicted_process_bytes, settled
+from benchmarks.workers import Fault
+from variants import Problem
+from variants.catalogue import BASELINE
+
+# ---- rounds and ratios, with workers whose times are known
+
+
+class ScriptedWorker:
+    """Stands in for a process: each sample takes `seconds`, times what slows the whole machine in that round."""
+
+    def __init__(self, seconds: Callable[[int], float], failing: dict[int, Fault], rejected: Collection[int]) -> None:
+        self.seconds, self.failing, self.rejected = seconds, failing, rejected
+        self.round = -1
+        self.pid = 0
+
+    def ask(self, method: str, *_: Any) -> dict[str, Any]:
+        if method == "prepare":
+            figures = {"calls_per_sample": 1, "extra_bytes": 10, "implementation_error": 0.0, "kernel": "scripted"}
+            return {"status": "ok", "warm_seconds": 0.0, **figures}
+        self.round += 1
+        if self.round in self.failing:
+            raise self.failing[self.round]
+        seconds = self.seconds(self.round)
+        sample = Sample(seconds, seconds, 0, 0)
+        return {"status": "ok", "sample": sample, "state": {}, "rejected": self.round in self.rejected}
+
+    def end(self) -> None:
+        pass
+
+
+class ScriptedWorkers:
+    """Starts the scripted workers in their order: baseline, twin, entries."""
+
+    def __init__(self, *scripts: ScriptedWorker) -> None:
+        self.waiting = list(scripts)
+
+    def start(self) -> ScriptedWorker:
+        return self.waiting.pop(0)
+
+
+def scripted(
+    seconds: float | Callable[[int], float],
+    failing: dict[int, Fault] | None = None,
+    rejected: Collection[int] = (),
+) -> ScriptedWorker:
+    given = seconds if callable(seconds) else lambda _: seconds
+    return ScriptedWorker(given, failing or {}, rejected)
+
+
+def slowed(seconds: float) -> Callable[[int], float]:
+    """The same drift of the machine for every worker."""
+    generator = random.Random(5)
+    drift = [generator.uniform(1, 4) for _ in range(1000)]
+    return lambda number: seconds * drift[number]
+
+
+CEILINGS = {"matmul_flops": {"float32": 1e15}, "copy_bytes_per_second": 1e15}
+
+
+def measured(*scripts: ScriptedWorker, seconds: float = 0.0) -> list[Measurement]:
+    """The rows of a sweep over as many variants as there are scripts beyond baseline and twin."""
+    rows: list[Measurement] = []
+    settings = Settings(seconds=seconds, threads=1)
+    machine_read = {"key": "cpu-1", "ceilings": CEILINGS}
+    run = Sweep(ScriptedWorkers(*scripts), settings, machine_read, Provenance("c0de", "abc", False))  # type: ignore[arg-type]
+    names = ["full/matmul", "full/sdpa_math", "memory_efficient/chunked"][: len(scripts) - 2]
+    run.measure(plan_cases(names, [Problem(tokens=64)], "normal"), rows.append)
+    return rows
+
+
+def test_a_ratio_is_paired_by_round() -> None:
+    fast, slow = measured(*(scripted(slowed(each)) for each in (0.02, 0.02, 0.01, 0.06)), seconds=60)
+    for row, ratio in ((fast, 0.5), (slow, 3.0)):
+        assert row.ratio is not None and math.isclose(row.ratio, ratio)
+        assert (row.ratio_low, row.ratio_high) == pytest.approx((ratio, ratio))
+        assert row.twin_ratio == pytest.approx(1.0)
+        assert row.noisy is False
+        assert len(row.wall_samples) == sweep.ROUNDS
+        assert (row.baseline, row.baseline_causal) == (BASELINE, False)
+    assert fast.seconds_high is not None and fast.seconds_low is not None
+    assert fast.seconds_high > 1.3 * fast.seconds_low  # the time itself is not that sure
+
+
+def test_a_twin_that_differs_makes_all_rows_noisy() -> None:
+    (row,) = measured(scripted(0.02), scripted(0.0204), scripted(0.01), seconds=0.3)
+    assert len(row.wall_samples) > sweep.ROUNDS
+    assert row.noisy is True and row.twin_ratio == pytest.approx(1.02)
+
+
+def test_few_rounds_are_noisy() -> None:
+    (row,) = measured(scripted(0.02), scripted(0.02), scripted(0.01))
+    assert len(row.wall_samples) == sweep.FEWEST_ROUNDS
+    assert row.noisy is True
+
+
+def test_a_scattered_ratio_is_noisy() -> None:
+    generator = random.Random(2)
+    (row,) = measured(scripted(0.02), scripted(0.02), scripted(lambda _: generator.uniform(0.01, 0.03)), seconds=0.5)
+    assert row.noisy is True
+    assert len(row.wall_samples) > sweep.ROUNDS
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_without_its_baseline_a_row_has_no_ratio(dying: int) -> None:
+    scripts = [scripted(0.02), scripted(0.02), scripted(0.01)]
+    scripts[dying].failing = {2: Fault("error", "crashed")}
+    (row,) = measured(*scripts, seconds=60)
+    assert row.status == "ok" and row.seconds == 0.01
+    assert row.ratio is None and row.twin_ratio is None and row.baseline is None
+    assert row.noisy is True
+
+
+def test_what_dies_in_a_later_round_has_no_figures() -> None:
+    dead, alive = measured(
+        scripted(0.02),
+        scripted(0.02),
+        scripted(0.01, {5: Fault("out_of_memory", "killed")}),
+        scripted(0.04),
+        seconds=60,
+    )
+    assert (dead.status, dead.reason) == ("out_of_memory", "killed")
+    times = ("seconds", "cpu_seconds", "ratio", "cpu_ratio", "twin_ratio")
+    others = ("extra_bytes", "total_bytes", "implementation_error", "kernel")
+    assert [getattr(dead, name) for name in (*times, *others)] == [None] * 9
+    assert dead.wall_samples == dead.cpu_samples == []
+    assert alive.status == "ok" and alive.ratio == pytest.approx(2.0)
+
+
+def test_rejected_samples_are_left_out() -> None:
+    warm = scripted(lambda number: 0.5 if number in (3, 4) else 0.01, rejected={3, 4})
+    (row,) = measured(scripted(0.02), scripted(0.02), warm, seconds=60)
+    assert set(row.wall_samples) == {0.01}
+    assert row.status == "ok" and row.ratio == pytest.approx(0.5)
+
+
+def test_a_card_that_brakes_all_the_time_gives_no_figures() -> None:
+    (row,) = measured(scripted(0.02), scripted(0.02), scripted(0.01, rejected=range(10**9)), seconds=0.2)
+    assert (row.status, row.seconds, row.extra_bytes) == ("error", None, None)
+    assert row.reason == "every sample was taken under a thermal or power brake"
+
+
+def test_a_baseline_that_shares_no_round_gives_no_ratio() -> None:
+    odd, even = range(1, 10**9, 2), range(0, 10**9, 2)
+    (row,) = measured(
+        scripted(0.02, rejected=odd), scripted(0.02, rejected=odd), scripted(0.01, rejected=even), seconds=0.2
+    )
+    assert row.status == "ok" and row.ratio is None and row.noisy is True
+
+
+def test_settled_needs_a_narrow_interval_and_a_twin() -> None:
+    case = Case.of("full/matmul", {}, Problem(tokens=8), "normal")
+
+    def entry(*seconds: float) -> Entry:
+        return Entry(case, samples={number: Sample(each, each, 0, 0) for number, each in enumerate(seconds)})
+
+    steady = entry(*[1.0] * 20)
+    assert settled(entry(*[2.0] * 20), steady, steady)
+    assert not settled(entry(*[2.0, 2.2] * 10), steady, steady)
+    assert not settled(entry(*[2.0] * 20), steady, entry(*[1.02] * 20))
+    assert settled(entry(*[2.0] * 20), entry(), entry())  # by its own interval
+    assert not settled(entry(*[2.0, 2.2] * 10), entry(), entry())
+    assert not settled(entry(), steady, steady)
+
+
+def test_the_share_of_clean_samples() -> None:
+    class Interrupted(ScriptedWorker):
+        def ask(self, method: str, *_: Any) -> dict[str, Any]:
+            answer = super().ask(method)
+            if method == "sample":
+                busy = 0.4 if self.round == 0 else 1.0
+                answer["sample"] = Sample(0.01, 0.01 * busy, 1, 2)
+            return answer
+
+    (row,) = measured(scripted(0.02), scripted(0.02), Interrupted(lambda _: 0.01, {}, set()))
+    assert row.clean_share == pytest.approx(2 / 3)
+    assert row.involuntary_switches == [1, 1, 1] and row.minor_faults == [2, 2, 2]
+
+
+# ---- what fits
+
+
+def test_cases_that_do_not_fit_together_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = plan_cases(["full/matmul"] * 5, [Problem(tokens=64)], "normal")
+    need = predicted_process_bytes(cases[0])
+    pair = 2 * predicted_process_bytes(plan_cases([sweep.BASELINE], [Problem(tokens=64)], "normal")[0])
+    monkeypatch.setattr(sweep, "available_bytes", lambda _: (pair + 2.5 * need) / sweep.MEMORY_SHARE)
+    run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
+    assert [len(pack) for pack in run._sessions(cases, lambda _: None)] == [2, 2, 1]
+
+
+def test_a_case_that_cannot_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "available_bytes", lambda _: 2**30)
+    rows: list[Measurement] = []
+    run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
+    run.measure(plan_cases(["full/matmul"], [Problem(tokens=16384)], "normal"), rows.append)
+    (row,) = rows
+    assert row.status == "out_of_memory"
+    assert row.reason.startswith("not tried: predicted 1") and row.reason.endswith("but 0.8 GiB are to be had")
+    assert row.predicted_bytes is not None and row.predicted_bytes > 2**34
+
+
+def test_problems_and_inputs_are_not_mixed_in_a_session() -> None:
+    problems = [Problem(tokens=8), Problem(tokens=16), Problem(tokens=8, causal=True)]
+    cases = plan_cases(["full/matmul", "full/sdpa_math"], problems, "normal")
+    cases += plan_cases(["full/matmul"], problems[:1], "smooth")
+    run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
+    assert [len(pack) for pack in run._sessions(cases, lambda _: None)] == [2, 2, 2, 1]
+    assert [case.tokens for case in cases[:4]] == [8, 8, 16, 16]  # lengths outermost
+
+
+def test_a_case_gives_its_problem_back() -> None:
+    problem = Problem.of_length(77, mode="decode", heads=4, kv_heads=2, dtype="float16", causal=True)
+    assert Case.of("full/matmul", {}, problem, "sink", 3).problem() == problem
+
+
+# ---- impossible figures
+
+
+def timed_row(seconds: float) -> Measurement:
+    problem = Problem(tokens=1024, heads=1)
+    return Measurement(
+        key="k", run="r", machine="m", measured_at="", code="", commit="", dirty=True, definition="full", exact=True,
+        case=Case.of("full/matmul", {}, problem, "normal"), status="ok",
+        seconds=seconds, seconds_low=seconds, seconds_high=seconds, cpu_seconds=seconds, latency_seconds=seconds,
+        ratio=0.1, ratio_low=0.1, ratio_high=0.1, cpu_ratio=0.1, twin_ratio=1.0, extra_bytes=1,
+        useful_flops=10**9, traffic_bytes=10**6,
+    )  # fmt: skip
+
+
+def test_a_figure_beyond_the_ceiling_is_refused() -> None:
+    ceilings = {"matmul_flops": {"float32": 1e11}, "copy_bytes_per_second": 1e10}  # 10 ms of arithmetic
+    possible, impossible = timed_row(0.012), timed_row(0.001)
+    add_ceiling(possible, ceilings)
+    assert (possible.status, possible.seconds, possible.ceiling_seconds) == ("ok", 0.012, 0.01)
+    assert possible.ceiling_share == pytest.approx(10 / 12)
+    add_ceiling(impossible, ceilings)
+    assert impossible.status == "error"
+    assert impossible.reason == "a fault of the measurement: 0.001 s, but the arithmetic takes 0.01 s"
+    times = ("seconds", "seconds_low", "seconds_high", "cpu_seconds", "latency_seconds")
+    ratios = ("ratio", "ratio_low", "ratio_high", "cpu_ratio", "twin_ratio")
+    assert [getattr(impossible, name) for name in (*times, *ratios)] == [None] * 10
+
+
+def test_a_copy_may_be_the_ceiling_but_caches_may_beat_it() -> None:
+    ceilings = {"matmul_flops": {"float32": 1e13}, "copy_bytes_per_second": 1e6}
+    row = timed_row(0.01)
+    add_ceiling(row, ceilings)
+    assert (row.status, row.ceiling_seconds) == ("ok", 1.0)

@@ -1,0 +1,91 @@
+"""The catalogue: what the folders hold, here and in other installed packages, loaded on demand."""
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from variants.installed import CatalogueError, VariantPackage, installed_packages
+
+if TYPE_CHECKING:
+    from variants.variant import Variant
+
+ROOT = Path(__file__).parent
+BASELINE = "memory_efficient/sdpa_flash"
+
+
+class UnknownVariant(LookupError):
+    """No such variant; the message names the nearest one."""
+
+
+def names(root: Path | None = None) -> list[str]:
+    """Every variant's name, from the file stems alone: nothing is imported.
+
+    With `root`, those of that folder only: `names(ROOT)` leaves out what other packages bring.
+    Raises `CatalogueError` where two files have one name, or an installed package is not there.
+    """
+    if root is not None:
+        return VariantPackage("", root, "").names()
+    return sorted(_owners())
+
+
+def package_of(name: str) -> VariantPackage:
+    """The package that holds a known variant."""
+    return _owners()[name]
+
+
+def own_package() -> VariantPackage:
+    """This project's own variants."""
+    return VariantPackage("variants", ROOT, "attnscape")
+
+
+def _owners() -> dict[str, VariantPackage]:
+    owners: dict[str, VariantPackage] = {}
+    for package in (own_package(), *installed_packages()):
+        for name in package.names():
+            if name in owners:
+                both = f"{owners[name].file(name)} and {package.file(name)}"
+                raise CatalogueError(f"two variants are called {name!r}: {both}")
+            owners[name] = package
+    return owners
+
+
+def select(wanted: list[str]) -> list[str]:
+    """The names that are wanted; a folder's name stands for all its variants, nothing for all.
+
+    Raises `UnknownVariant`.
+    """
+    known = names()
+    chosen = []
+    for word in wanted:
+        found = [name for name in known if word in (name, name.partition("/")[0])]
+        if not found:
+            raise UnknownVariant(_unknown(word, known))
+        chosen += [name for name in found if name not in chosen]
+    return chosen or known
+
+
+def load(name: str) -> "Variant":
+    """Import one variant. Raises `UnknownVariant`, or `RegistryError` where its file is at fault."""
+    known = names()
+    if name not in known:
+        raise UnknownVariant(_unknown(name, known))
+    module = importlib.import_module(f"{_import_name(name)}.{name.replace('/', '.')}")
+    from variants.variant import RegistryError, Variant
+
+    found = getattr(module, "VARIANT", None)
+    if not isinstance(found, Variant):
+        raise RegistryError(f"{module.__file__}: declares no variant")
+    return found
+
+
+def _import_name(name: str) -> str:
+    others = (package.name for package in installed_packages() if package.file(name).is_file())
+    return next(others, own_package().name)
+
+
+def _unknown(word: str, known: list[str]) -> str:
+    folders = sorted({name.partition("/")[0] for name in known})
+    near = difflib.get_close_matches(word, known + folders, n=1, cutoff=0.4)
+    hint = f"; the nearest is {near[0]!r}" if near else ""
+    return f"unknown variant {word!r}{hint} (see `attnscape list --names`)"

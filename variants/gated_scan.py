@@ -1,0 +1,40 @@
+"""Products of queries and keys whose channels each decay at a rate of their own."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+SUB_CHUNK = 16
+
+
+def gated_products(
+    queries: Sequence[tuple[Tensor, Tensor]], keys: Sequence[Tensor], at_key: Float[Tensor, "*axes tokens dim"]
+) -> list[list[Float[Tensor, "*axes tokens tokens"]]]:
+    """Σ_d q_id k_jd e^{at_query_id − at_key_jd} for j up to the end of i's sub-chunk, 0 beyond.
+
+    For each pair (q, at_query) of `queries` and each k of `keys`; all are (*axes, tokens, dim), and
+    both exponents are running sums of log decays. Each sub-chunk of queries measures them from its
+    own middle: towards earlier sub-chunks no exponent is then more than that of half a sub-chunk, and
+    no factor overflows float32 while a channel keeps more than e^{−10} of itself at a step.
+    """
+    tokens = at_key.shape[-2]
+    grid: list[list[list[Tensor]]] = [[[] for _ in keys] for _ in queries]
+    for start in range(0, tokens, SUB_CHUNK):
+        stop = min(start + SUB_CHUNK, tokens)
+        middle = at_key[..., (start + stop) // 2, None, :]
+        near = [q[..., start:stop, :] * (at[..., start:stop, :] - middle).exp_() for q, at in queries]
+        factor = (middle - at_key[..., :stop, :]).exp_()
+        far = [k[..., :stop, :] * factor for k in keys]
+        block = torch.cat(near, -2) @ torch.cat(far, -2).mT
+        for row, parts in zip(grid, block.split(stop - start, -2), strict=True):
+            for cell, part in zip(row, parts.split(stop, -1), strict=True):
+                cell.append(functional.pad(part, (0, tokens - stop)))
+    return [[torch.cat(cell, -2) for cell in row] for row in grid]
+
+
+def running_sums(log_decay: Float[Tensor, "*axes tokens dim"]) -> Float[Tensor, "*axes tokens dim"]:
+    """Inclusive sums over the tokens of each chunk."""
+    return log_decay.cumsum(-2)

@@ -1,0 +1,112 @@
+"""RWKV-7's recurrence, token by token and chunk by chunk.
+
+S_i = (diag(w_i) − b_i κ_iᵀ) S_{i−1} + k̃_i v_iᵀ with b = a⊙κ: like a delta rule with decaying channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from variants.dtypes import TORCH_DTYPES
+from variants.gated_scan import gated_products, running_sums
+from variants.problem import Problem
+from variants.rwkv7 import key_scales, learning_rates, log_decays
+from variants.scan import CHUNK, carry_bytes, chunk_groups, segment_bytes, split_chunks
+from variants.tiles import accumulator
+
+
+class Gates(NamedTuple):
+    """The drawn parts, in at least float32."""
+
+    log_decay: Float[Tensor, "rows tokens dim"]
+    rate: Float[Tensor, "rows tokens dim"]
+    removal: Float[Tensor, "rows tokens dim"]
+    mixing: Float[Tensor, "rows tokens dim"]
+
+
+def gates(problem: Problem) -> Gates:
+    """The drawn parts of a problem, on its device; those without a position repeat without a copy."""
+    size = problem.heads, problem.tokens, problem.head_dim
+    wide = accumulator(TORCH_DTYPES[problem.dtype])
+    by_token = (draw(*size).repeat(problem.batch, 1, 1) for draw in (log_decays, learning_rates))
+    by_channel = (
+        x.repeat(problem.batch, 1).unsqueeze(1).to(problem.device, wide).expand(-1, problem.tokens, -1)
+        for x in key_scales(problem.heads, problem.head_dim)
+    )
+    return Gates(*(x.to(problem.device, wide) for x in by_token), *by_channel)
+
+
+def removal_and_replacement(k: Tensor, rate: Tensor, removal: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """κ, b and k̃."""
+    unit = functional.normalize(k * removal, dim=-1)
+    return unit, unit * rate, k * ((rate - 1) * mixing + 1)
+
+
+def removal_tokens(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token."""
+    log_decay, *scales = drawn
+    unit, taken, key = removal_and_replacement(k, *scales)
+    # Removal and replacement are one product of two columns with two rows.
+    columns = torch.stack((taken, key), -1).unbind(1)
+    kept = log_decay.exp().unsqueeze(3).unbind(1)
+    readers, values, queries = (x.unsqueeze(2).unbind(1) for x in (-unit, v, q))
+    outs = []
+    for column, factor, reader, value, query in zip(columns, kept, readers, values, queries, strict=True):
+        state = torch.baddbmm(state * factor, column, torch.cat((reader @ state, value), 1))
+        outs.append(query @ state)
+    return torch.cat(outs, 1), state
+
+
+def removal_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Chunk by chunk: what the tokens of a chunk read before they remove it solves one triangular system.
+
+    With u_i = S_{i−1}ᵀκ_i: u_i = (w…κ_i)ᵀS + Σ_{j<i} (κ_i·k̃_j) v_j − Σ_{j<i} (κ_i·b_j) u_j, the products
+    decayed from j to i − 1.
+    """
+    q, k, v, log_decay, *scales = (split_chunks(x) for x in (q, k, v, *drawn))
+    unit, taken, key = removal_and_replacement(k, *scales)
+    upto = running_sums(log_decay)
+    before = upto - log_decay
+    (system, early), (late, seen) = gated_products([(unit, before), (q, upto)], [taken, key], upto)
+    right = torch.cat((early.tril(-1) @ v, unit * before.exp()), -1)
+    # Only what lies below the diagonal is read, which is taken to be one.
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    values, keys = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+    end = upto[..., -1:, :]
+    rest, whole = (end - upto).exp_(), end.mT.exp()
+    written, taken = (key * rest).mT @ v, taken * rest
+    states, reads = [state], []
+    for c in range(q.shape[1]):
+        reads.append(torch.baddbmm(values[:, c], keys[:, c], states[-1]))
+        kept = torch.addcmul(written[:, c], whole[:, c], states[-1])
+        states.append(torch.baddbmm(kept, taken[:, c].mT, reads[-1], alpha=-1))
+    tile = seen.tril() @ v - late.tril() @ torch.stack(reads, 1)
+    return (tile + (q * upto.exp()) @ torch.stack(states[:-1], 1)).flatten(1, 2), states[-1]
+
+
+def groups(problem: Problem) -> list[slice]:
+    """The chunks that the chunked form takes together."""
+    return chunk_groups(problem.tokens, problem.batch * problem.heads * max(problem.head_dim, CHUNK))
+
+
+def gate_bytes(problem: Problem) -> int:
+    """Decays and rates of each channel at each position."""
+    wide = max(4, problem.element_bytes)
+    return 2 * problem.batch * problem.heads * (problem.tokens + 1) * problem.head_dim * wide
+
+
+def tokens_bytes(problem: Problem) -> int:
+    """Memory of the recurrent form: gates, state and the rows of a segment; in training every state of one."""
+    size = problem.head_dim
+    return gate_bytes(problem) + segment_bytes(problem, size, size)
+
+
+def chunks_bytes(problem: Problem) -> int:
+    """Memory of the chunked form: gates, and rows, products, systems and states of a group of chunks."""
+    size = problem.head_dim
+    tokens = groups(problem)[0].stop if problem.tokens else 0
+    own = tokens * (18 * size + 8 * CHUNK) + 4 * (tokens // CHUNK + 2) * size * size
+    return gate_bytes(problem) + carry_bytes(problem, len(groups(problem)), size, size, own)

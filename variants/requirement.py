@@ -1,0 +1,67 @@
+"""Requirements as data: each says, when asked, why it is not met on this machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Protocol
+
+from packaging.version import Version
+
+from variants.problem import Problem
+
+
+class Requirement(Protocol):
+    """Something that a variant needs from the machine or the problem."""
+
+    def unmet(self, problem: Problem) -> str | None:
+        """The reason why it is not met, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A distribution of at least a version."""
+
+    name: str
+    minimum: str
+
+    def unmet(self, problem: Problem) -> str | None:
+        """Reads the installed distribution's metadata; imports nothing."""
+        try:
+            installed = metadata.version(self.name)
+        except metadata.PackageNotFoundError:
+            return f"needs {self.name} ≥ {self.minimum} (not installed)"
+        if Version(installed) < Version(self.minimum):
+            return f"needs {self.name} ≥ {self.minimum} ({installed} is installed)"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeCapability:
+    """A CUDA card of at least a compute capability; silent where there is no card to ask."""
+
+    major: int
+    minor: int = 0
+
+    def unmet(self, problem: Problem) -> str | None:
+        """Asks the driver, so it initialises CUDA where there is a card."""
+        import torch  # imported here: the catalogue starts without torch
+
+        if problem.device_type != "cuda" or not torch.cuda.is_available():
+            return None
+        found = torch.cuda.get_device_capability(problem.device)
+        if found < (self.major, self.minor):
+            return f"needs compute capability ≥ {self.major}.{self.minor} (this card has {found[0]}.{found[1]})"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A condition on the problem, with the words that say what would be right."""
+
+    holds: Callable[[Problem], bool]
+    reason: str
+
+    def unmet(self, problem: Problem) -> str | None:
+        """The reason where the condition does not hold."""
+        return None if self.holds(problem) else self.reason

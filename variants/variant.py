@@ -1,0 +1,167 @@
+"""A variant: one way to compute a definition, declared as data beside its builder."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from jaxtyping import Float
+from torch import Tensor
+
+from variants.definition import Definition, Parameters
+from variants.problem import Problem
+from variants.requirement import Requirement
+
+Attention = Callable[
+    [
+        Float[Tensor, "batch heads tokens head_dim"],
+        Float[Tensor, "batch kv_heads kv_tokens head_dim"],
+        Float[Tensor, "batch kv_heads kv_tokens head_dim"],
+    ],
+    Float[Tensor, "batch heads tokens head_dim"],
+]
+"""What a builder returns and the instrument times. With layout `bnhd` the axes 1 and 2 are swapped."""
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("bhnd", "bnhd")
+
+
+class RegistryError(ImportError):
+    """A declaration that contradicts its file; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to compute `definition`, with everything that is known of it before it runs.
+
+    `build(problem, **parameters)` does all set-up and returns the callable that is timed.
+    `workspace_bytes(problem, **parameters)` predicts the peak memory beyond inputs and outputs.
+    """
+
+    name: str
+    summary: str
+    definition: Definition
+    build: Callable[..., Attention]
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    workspace_bytes: Callable[..., int]
+    layout: str = "bhnd"
+    requires: tuple[Requirement, ...] = ()
+    executed_flops: Callable[..., int] | None = None
+    source: str = ""
+
+    @property
+    def family(self) -> str:
+        """The folder: the name's first part."""
+        return self.name.partition("/")[0]
+
+    def refusals(self, problem: Problem) -> list[str]:
+        """Every reason why this variant cannot run the problem on this machine; empty means it runs."""
+        reasons = []
+        if problem.device_type not in self.devices:
+            reasons.append("needs CUDA" if self.devices == ("cuda",) else f"runs on {', '.join(self.devices)} only")
+        if (reason := missing_device(problem.device)) is not None:
+            reasons.append(reason)
+        if problem.dtype not in self.dtypes:
+            reasons.append(f"no {problem.dtype} (has {', '.join(self.dtypes)})")
+        if problem.mode not in self.modes:
+            reasons.append(f"no {problem.mode} (has {', '.join(self.modes)})")
+        reasons += [reason for need in self.requires if (reason := need.unmet(problem)) is not None]
+        return reasons
+
+    def predicted_bytes(self, problem: Problem, parameters: Parameters | None = None) -> int:
+        """Predicted peak bytes: inputs, outputs and workspace."""
+        chosen = self.definition.resolve(parameters)
+        return problem.input_output_bytes + self.workspace_bytes(problem, **chosen)
+
+    def flops(self, problem: Problem, parameters: Parameters | None = None) -> int:
+        """FLOPs that this variant executes, wasted ones included, backward pass included in training."""
+        if self.executed_flops is None:
+            return self.definition.useful_flops(problem, parameters)
+        return self.executed_flops(problem, **self.definition.resolve(parameters))
+
+
+def missing_device(device: str) -> str | None:
+    """Why the device is not on this machine, or None."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return None
+    import torch  # not at module level: nothing here may touch CUDA at import
+
+    if not torch.cuda.is_available():
+        return "no CUDA device on this machine"
+    if index and int(index) >= torch.cuda.device_count():
+        return f"no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)"
+    return None
+
+
+def variant(
+    name: str,
+    *,
+    summary: str,
+    devices: Sequence[str],
+    modes: Sequence[str],
+    workspace_bytes: Callable[..., int],
+    dtypes: Sequence[str] = FLOATS,
+    layout: str = "bhnd",
+    requires: Sequence[Requirement] = (),
+    executed_flops: Callable[..., int] | None = None,
+    source: str = "",
+) -> Callable[[Callable[..., Attention]], Callable[..., Attention]]:
+    """Declare the decorated builder as the variant of its file.
+
+    Raises `RegistryError`, naming the file, where the name is not the file's path, the file
+    declares a second variant, the layout is unknown, or the builder asks for a parameter that
+    its definition does not declare (or leaves one out).
+    """
+
+    def declare(build: Callable[..., Attention]) -> Callable[..., Attention]:
+        module = inspect.getmodule(build)
+        assert module is not None and module.__file__ is not None
+        definition = _definition_beside(module)
+        _check(module, name, layout, build, definition)
+        module.VARIANT = Variant(  # type: ignore[attr-defined]  # the catalogue reads this attribute
+            name=name,
+            summary=summary,
+            definition=definition,
+            build=build,
+            devices=tuple(devices),
+            dtypes=tuple(dtypes),
+            modes=tuple(modes),
+            workspace_bytes=workspace_bytes,
+            layout=layout,
+            requires=tuple(requires),
+            executed_flops=executed_flops,
+            source=source or definition.source,
+        )
+        return build
+
+    return declare
+
+
+def _definition_beside(module: ModuleType) -> Definition:
+    folder = importlib.import_module(module.__name__.rpartition(".")[0])
+    definition = getattr(folder, "DEFINITION", None)
+    if not isinstance(definition, Definition):
+        raise RegistryError(f"{folder.__file__}: must set DEFINITION to a Definition")
+    return definition
+
+
+def _check(module: ModuleType, name: str, layout: str, build: Callable[..., Attention], definition: Definition) -> None:
+    path = Path(module.__file__ or "")
+    expected = f"{path.parent.name}/{path.stem}"
+    if name != expected:
+        raise RegistryError(f"{path}: declares {name!r}, but its path says {expected!r}")
+    if hasattr(module, "VARIANT"):
+        raise RegistryError(f"{path}: declares {name!r} twice; one file holds one variant")
+    if layout not in LAYOUTS:
+        raise RegistryError(f"{path}: layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+    asked = {p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    declared = {parameter.name for parameter in definition.parameters}
+    if undeclared := asked - declared:
+        raise RegistryError(f"{path}: undeclared parameter {', '.join(sorted(undeclared))} of {definition.name}")
+    if ignored := declared - asked:
+        raise RegistryError(f"{path}: the builder leaves out parameter {', '.join(sorted(ignored))}")
