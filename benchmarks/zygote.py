@@ -6,6 +6,7 @@ working tree's while `variants` is the commit's.
 """
 
 import array
+import ctypes
 import importlib.util
 import os
 import signal
@@ -41,13 +42,14 @@ def main(arguments: list[str]) -> None:
 
     control.sendall(b"ready")
     alive: set[int] = set()
+    own_pid = os.getpid()
     while True:
         kind, payload, handles = receive(control)
         if kind == FORK:
             pid = os.fork()
             if pid == 0:
                 control.close()
-                die_with_parent()
+                die_with_parent(own_pid)
                 serve(Connection(handles[0]))
                 os._exit(0)
             os.close(handles[0])
@@ -74,13 +76,13 @@ def receive(control: socket.socket) -> tuple[bytes, bytes, list[int]]:
     return data[:1], data[1:], list(handles)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when the zygote ends, however it ends."""
-    import ctypes
-
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl"):
         library.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before it was asked: no signal will come
+            os._exit(1)
 
 
 if __name__ == "__main__":
