@@ -1,7 +1,7 @@
 """The front door: the command line. The only module that knows all rooms; each command imports its own when it runs."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from benchmarks.campaign import Outcome, Request
-    from benchmarks.inventory import Item
 
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
@@ -217,7 +216,8 @@ def list_variants(
     import msgspec
 
     from benchmarks.inventory import describe
-    from reports.text_table import Table, write_blocks
+    from reports.listing import inventory_blocks
+    from reports.text_table import write_blocks
 
     with _refusing_requests():
         items = [describe(name) for name in found]
@@ -226,26 +226,7 @@ def list_variants(
             msgspec.json.encode([{**msgspec.to_builtins(item), "ready_on": item.ready_on} for item in items]).decode()
         )
         return
-    lines = tuple(
-        (
-            item.name + (" *" if item.default else ""),
-            "exact" if item.exact else "approximate",
-            ", ".join(item.devices),
-            ", ".join(item.dtypes),
-            ", ".join(item.modes),
-            item.state(),
-        )
-        for item in items
-    )
-    table = Table("", ("variant", "is", "devices", "dtypes", "modes", "on this machine"), lines)
-    write_blocks([table, "* the variant of its definition to begin with", *_origins(items)], sys.stdout)
-
-
-def _origins(items: Sequence["Item"]) -> list[str]:
-    """A line for each other distribution that brings variants, with their names."""
-    own = "attnscape"
-    others = sorted({item.origin for item in items} - {own})
-    return [f"From {origin}: {', '.join(item.name for item in items if item.origin == origin)}" for origin in others]
+    write_blocks(inventory_blocks(items), sys.stdout)
 
 
 @app.command()
@@ -276,13 +257,15 @@ def check(
       attnscape check local_window --tokens 1000
     """  # noqa: D301  # \b keeps the example's line breaks
     from benchmarks.campaign import check_variants, usable_threads
+    from benchmarks.request_options import request_of
     from benchmarks.sweep import Settings
+    from reports.progress import progress_of
     from reports.records import decoded
     from reports.row_tables import check_table
     from reports.text_table import Table, write_blocks
 
     with _refusing_requests():
-        request = _request(
+        request = request_of(
             variants or [],
             tokens,
             [mode],
@@ -295,7 +278,7 @@ def check(
             heads=4,
         )
         threads = usable_threads()
-        with _progress("checked") as progress:
+        with progress_of("checked") as progress:
             found = check_variants(request, Settings(seconds=0, threads=threads), progress, machine_device=device)
     rows = decoded(found)
     checked = [row for row in rows if row.status != "unsupported"]
@@ -351,10 +334,12 @@ def run(
       attnscape run --variants full,local_window --tokens 256:8192 --causal --seconds 300
     """  # noqa: D301  # \b keeps the example's line breaks
     from benchmarks.campaign import run_campaign, usable_threads
+    from benchmarks.request_options import request_of
     from benchmarks.sweep import Settings
+    from reports.progress import progress_of
 
     with _refusing_requests():
-        request = _request(
+        request = request_of(
             _words(variants),
             tokens,
             _words(mode),
@@ -379,7 +364,7 @@ def run(
             timeout_seconds=timeout,
             baseline_causal=baseline_causal,
         )
-        with _progress("measured") as progress:
+        with progress_of("measured") as progress:
             outcome = run_campaign(request, out, how, progress, machine_device=device)
     _print_outcome(outcome, out, as_json)
     if outcome.interrupted:
@@ -516,76 +501,8 @@ def _refusing_requests() -> Iterator[None]:
         yield
 
 
-def _request(
-    variants: Sequence[str],
-    tokens: str,
-    modes: Sequence[str],
-    masks: Sequence[bool],
-    inputs: str | None,
-    settings: Sequence[str] | None,
-    *,
-    dtype: str,
-    timed: bool,
-    **fields: Any,
-) -> "Request":
-    """The request that the options describe; a room's refusals pass through."""
-    from benchmarks.campaign import Request, problems_of
-    from benchmarks.inputs import ALL_KINDS, KINDS
-    from benchmarks.lengths import parse_lengths
-
-    if files := [word for word in _words(inputs) if word.endswith(".safetensors")]:
-        others = [word for word in _words(inputs) if word not in files]
-        return _request_on_recorded(files, others, variants, modes, settings, device=fields["device"], timed=timed)
-    lengths = parse_lengths(tokens)
-    problems = tuple(
-        problem
-        for length in lengths
-        for name in _words(dtype)
-        for causal in masks
-        for problem in problems_of([length], modes, dtype=name, causal=causal, **fields)
-    )
-    kinds = tuple(ALL_KINDS) if inputs == "all" else tuple(_words(inputs)) or tuple(KINDS)
-    return Request(tuple(variants), problems, kinds, _parameters(settings or ()))
-
-
-def _request_on_recorded(
-    files: Sequence[str],
-    others: Sequence[str],
-    variants: Sequence[str],
-    modes: Sequence[str],
-    settings: Sequence[str] | None,
-    *,
-    device: str,
-    timed: bool,
-) -> "Request":
-    """The problems that files of recorded calls hold, timed on normal inputs, their errors on what was recorded."""
-    from benchmarks.campaign import TIMED_INPUTS, Request
-    from benchmarks.recorded import read_recording, recorded_problems
-
-    recorded = []
-    for file in files:
-        recording = read_recording(Path(file))
-        for call in recording.calls:
-            if call.problem is None:
-                print(f"attnscape: skipped {call.describe()}", file=sys.stderr)
-        recorded += recorded_problems(recording, device, modes)
-    kinds = tuple(dict.fromkeys([*([TIMED_INPUTS] if timed else []), *others]))
-    problems = tuple(dict.fromkeys(problem for problem, _ in recorded)) if kinds else ()
-    return Request(tuple(variants), problems, kinds, _parameters(settings or ()), recorded=tuple(recorded))
-
-
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _parameters(settings: Sequence[str]) -> dict[str, int]:
-    chosen = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not value.strip().isdecimal():
-            raise BadInput(f"--set takes a parameter and a whole number, such as window=128, not {setting!r}")
-        chosen[name.strip()] = int(value)
-    return chosen
 
 
 def _require_positive(**values: float) -> None:
@@ -594,73 +511,18 @@ def _require_positive(**values: float) -> None:
             raise BadInput(f"--{name} must be positive, not {value:g}")
 
 
-@contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int, Any], None]]:
-    """A bar with the time left on a terminal; elsewhere a line on stderr for each tenth."""
-    if not sys.stderr.isatty():
-        yield _progress_lines(verb)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(done: int, total: int, row: Any) -> None:
-            at = "" if row is None else f"{row.case.variant} {max(row.case.tokens, row.case.kv_tokens)}"
-            bar.update(task, completed=done, total=total, description=f"{verb} {at}")
-
-        yield show
-
-
-def _progress_lines(verb: str) -> Callable[[int, int, Any], None]:
-    shown = 0
-
-    def show(done: int, total: int, row: Any) -> None:
-        nonlocal shown
-        tenth = 10 * done // max(1, total)
-        if tenth > shown or row is None:
-            shown = tenth
-            print(f"{verb} {done} of {total}", file=sys.stderr, flush=True)
-
-    return show
-
-
 def _print_plan(request: "Request", as_json: bool) -> None:
     import msgspec
 
     from benchmarks.campaign import plan
-    from reports.text_table import Table, write_blocks
+    from reports.listing import plan_blocks
+    from reports.text_table import write_blocks
 
     planned = plan(request)
     if as_json:
         print(msgspec.json.encode([msgspec.to_builtins(entry) for entry in planned]).decode())
         return
-    lines = tuple(
-        (
-            entry.case.variant,
-            entry.case.mode,
-            entry.case.dtype,
-            "yes" if entry.case.causal else "no",
-            str(max(entry.case.tokens, entry.case.kv_tokens)),
-            entry.case.inputs,
-            f"{entry.predicted_bytes / 2**20:.0f}",
-            "; ".join(entry.refusals) or ("time, memory, errors" if entry.timed else "errors"),
-        )
-        for entry in planned
-    )
-    header = ("variant", "mode", "dtype", "causal", "tokens", "inputs", "process MiB", "what")
-    ready = sum(not entry.refusals for entry in planned)
-    table = Table("", header, lines, right=frozenset({4, 6}))
-    write_blocks([table, f"{len(planned)} cases, {ready} of them run here."], sys.stdout)
+    write_blocks(plan_blocks(planned), sys.stdout)
 
 
 def _print_outcome(outcome: "Outcome", folder: Path, as_json: bool) -> None:
