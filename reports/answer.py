@@ -1,21 +1,29 @@
 """The answer to "which variant fits this budget?", as plain data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from reports.curve import Figures, Reason, labelled
+from reports.floors import Floors
 from reports.interpolation import Provenance
 from reports.question import Budget, Limit, Question
+
+Outcome = Literal["fits", "likely", "nothing fits", "impossible", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A variant with figures at the asked length; `tied` where the fastest is not faster beyond the noise."""
+    """A variant with figures at the asked length; `tied` where the fastest is not faster beyond the noise.
+
+    `doubts` are the limits that it keeps, but not with the whole of its band.
+    """
 
     variant: str
     parameters: dict[str, int]
     exact: bool
     figures: Figures
     tied: bool = False
+    doubts: tuple[Reason, ...] = ()
 
     @property
     def label(self) -> str:
@@ -25,13 +33,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A variant that is out, with every reason; `figures` is None where it has none at this length."""
+    """A variant that is out, with every reason; `figures` is None where it has none at this length.
+
+    `may_fit` where every limit that it breaks is inside its band.
+    """
 
     variant: str
     parameters: dict[str, int]
     exact: bool
     reasons: tuple[Reason, ...]
     figures: Figures | None = None
+    may_fit: bool = False
 
     @property
     def label(self) -> str:
@@ -85,7 +97,7 @@ class Crossover:
     """Where winner and rival take the same time: `below` is faster at shorter lengths, `above` at longer ones.
 
     `tokens` is None where one of them is faster at every length from `shortest` to `longest`; it is
-    then both `below` and `above`. Interpolated between measured lengths.
+    then both `below` and `above`.
     """
 
     winner: str
@@ -100,16 +112,24 @@ class Crossover:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Everything that follows from one question: `fitting` is ranked, its first is the advice."""
+    """Everything that follows from one question: `fitting` is ranked, its first is the advice.
+
+    `outcome` is `fits` where the advice keeps every limit with its whole band, `likely` where only with its
+    values; `impossible` is proved by `floors`, `unknown` where no variant has figures. `card` is the card that
+    the figures are for, where that is not the measured one; `nearest` is there unless something surely fits.
+    """
 
     question: Question
     budget: Budget
-    machine: str
+    machine: str | None
+    card: str | None
+    outcome: Outcome
     fits: bool
     fitting: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
     binding: Binding | None
-    crossover: Crossover | None
+    crossovers: tuple[Crossover, ...]
     nearest: Nearest | None
+    floors: Floors | None
     notes: tuple[str, ...]
-    schema: int = 1
+    schema: int = 2

@@ -12,7 +12,8 @@ from reports.question import Budget, Limit
 
 def binding_limit(ranked: Sequence[Candidate], broken: Sequence[Rejected], budget: Budget) -> Binding | None:
     """The binding limit of a budget, given what fits it and what breaks it."""
-    needs = ranked[0].figures.needs() if ranked else {}
+    figures = ranked[0].figures.limited() if ranked else {}
+    needs = {name: figure.value for name, figure in figures.items()}
     found = [_binding(name, limit, needs.get(name), broken) for name, limit in budget.limits().items()]
     most = max(found, key=_weight, default=None)
     return most if most is not None and most.rejected else None

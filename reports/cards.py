@@ -27,6 +27,9 @@ PAIRS: Final = {
 
 UNKNOWN_PAIR: Final = max(PAIRS.values())
 
+UNKNOWN_CACHE: Final = 256 * 2**20
+"""What a card may keep in its caches where nothing is known of them: more than any card of the table."""
+
 Name = Annotated[str, Meta(min_length=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -36,13 +39,17 @@ class CardError(ValueError):
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A card as its vendor describes it; FLOP/s by type of number, dense. `source` names the datasheet."""
+    """A card as its vendor describes it; FLOP/s by type of number, dense. `source` names the datasheet.
+
+    `cache_bytes` is the last level of the caches: so much need not pass the memory between two calls.
+    """
 
     name: Name
     memory_bytes: Annotated[int, Meta(gt=0)]
     bytes_per_second: Positive
     flop_per_second: Annotated[dict[Name, Positive], Meta(min_length=1)]
     source: Name
+    cache_bytes: Annotated[int, Meta(ge=0)] = UNKNOWN_CACHE
 
     def roofline_seconds(self, work: "Work", dtype: str) -> float:
         """The least time that work can take. Raises `CardError` where the type of number is not known."""
@@ -81,6 +88,11 @@ def card_named(name: str) -> Card:
             return found[0]
     known = ", ".join(cards)
     raise CardError(f"no single card is called {printable(name)!r}; known are {known}; others need a card file")
+
+
+def card_of(asked: str) -> Card:
+    """The card of a file, where `asked` ends in .json or .toml, else the one of that name. Raises `CardError`."""
+    return read_card(Path(asked)) if Path(asked).suffix in (".json", ".toml") else card_named(asked)
 
 
 def read_card(path: Path) -> Card:

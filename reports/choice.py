@@ -1,48 +1,94 @@
-"""Which variant fits a budget, from the measured rows of one machine."""
+"""Which variant fits a budget, from the measured rows of one machine; `reports.verdict` holds the rule."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-from reports.answer import Answer, Candidate, Rejected
+from reports.answer import Answer, Candidate, Outcome, Rejected
 from reports.binding import binding_limit
-from reports.crossover import crossover_of
-from reports.curve import Curve, Reason, Unavailable, curves
-from reports.notes import notes_on
-from reports.quantities import BYTES_PER_MIB, error_text, factor_text, mib_text, seconds_text
-from reports.question import Budget, Limit, Question
+from reports.cards import Card, Work
+from reports.carried import carried, too_large
+from reports.ceilings import machine_card
+from reports.crossover import crossovers_of
+from reports.curve import Curve, Figures, Reason, Unavailable, curves
+from reports.declared_costs import Declare, declare_nothing
+from reports.floors import Floors, floors_of
+from reports.forecast import Forecast
+from reports.interpolation import FURTHEST
+from reports.notes import notes_on, rounding_note
+from reports.question import Budget, Question
 from reports.records import ResultsError, Row
 from reports.relaxation import nearest_budgets
 from reports.shape import Shape
+from reports.verdict import judged, ranked
 
 __all__ = ["Answer", "Budget", "Question", "choose"]
 
 _SHAPES_NAMED: Final = 5
 
 
-def choose(rows: Sequence[Row], question: Question, budget: Budget) -> Answer:
-    """Rank what fits the budget, and give every reason for what does not.
+@dataclass(frozen=True, slots=True)
+class _Cards:
+    """The card that was measured, and the one that is asked for; None where it is not known."""
 
-    Only rows of exactly the asked shape count. Raises `ResultsError` where the rows cannot answer:
-    several machines, another shape, a length beyond the measured ones, inputs that were not measured.
+    source: Card | None
+    target: Card | None
+
+    @property
+    def asked(self) -> Card | None:
+        return self.target or self.source
+
+    @property
+    def differ(self) -> bool:
+        return self.target is not None and self.target != self.source
+
+
+def choose(
+    rows: Sequence[Row],
+    question: Question,
+    budget: Budget,
+    *,
+    description: Mapping[str, Any] | None = None,
+    target: Card | None = None,
+    declare: Declare = declare_nothing,
+) -> Answer:
+    """Rank what fits the budget, give every reason for what does not, and prove what nothing can.
+
+    Only rows of exactly the asked shape count. `description` is that of the measured machine; `target` the
+    card that is asked for, where that is another one; `declare` tells costs where the rows do not. Without
+    rows, only a target's floors answer. Raises `ResultsError` where the rows cannot answer and no floor does.
     """
-    machine = _one_machine(rows)
+    machine = _one_machine(rows) if rows or target is None else None
+    cards = _Cards(machine_card(description or {}, rows, question.device), target)
+    floors = floors_of(question, budget, cards.asked) if cards.asked else None
     found = curves(rows, question.shape)
-    _require_coverage(rows, found, question)
-    candidates, failed = _with_figures(found, question)
-    fitting, broken = _judged(candidates, budget)
-    ranked = _ranked(fitting)
+    try:
+        _require_coverage(rows, found, question)
+    except ResultsError as error:
+        proved = floors is not None and floors.proves("any")
+        if target is None and not proved:
+            raise
+        return _unmeasured(question, budget, machine, cards, floors, str(error))
+    forecast = Forecast(found, question.shape, declare, cards.source)
+    candidates, failed = _with_figures(forecast, question, cards)
+    fitting, broken = judged(candidates, budget)
+    order = ranked(fitting)
+    floors, contradiction = _without_contradiction(floors, order)
+    sure = bool(order) and not order[0].doubts
     return Answer(
         question=question,
         budget=budget,
         machine=machine,
-        fits=bool(ranked),
-        fitting=ranked,
+        card=target.name if target is not None and cards.differ else None,
+        outcome=_outcome(order, candidates, floors),
+        fits=bool(order),
+        fitting=order,
         rejected=(*broken, *failed),
-        binding=binding_limit(ranked, broken, budget),
-        crossover=crossover_of(ranked[0], candidates, found, question.tokens) if ranked else None,
-        nearest=None if ranked else nearest_budgets(candidates, budget),
-        notes=tuple(notes_on(rows, candidates, ranked, question, budget)),
+        binding=binding_limit(order, broken, budget),
+        crossovers=() if cards.differ else crossovers_of(order, candidates, forecast, question),
+        nearest=None if sure else nearest_budgets(candidates, budget),
+        floors=floors,
+        notes=(*contradiction, *notes_on(rows, candidates, order, question, budget)),
     )
 
 
@@ -55,6 +101,8 @@ def _one_machine(rows: Sequence[Row]) -> str:
 
 def _require_coverage(rows: Sequence[Row], found: Sequence[Curve], question: Question) -> None:
     """Raise `ResultsError` where no curve can say anything about the question."""
+    if not rows:
+        raise ResultsError("there are no results, so that only floors are known; `attnscape run` measures")
     if not found:
         raise ResultsError(_other_shapes(rows, question.shape))
     kinds = sorted({inputs for curve in found for inputs, _ in curve.points})
@@ -63,11 +111,12 @@ def _require_coverage(rows: Sequence[Row], found: Sequence[Curve], question: Que
     lengths = sorted({length for curve in found for length in curve.rows()})
     if not lengths:
         raise ResultsError(f"no time was measured for {question.shape.describe()}")
-    if not lengths[0] <= question.tokens <= lengths[-1]:
+    if not lengths[0] <= question.tokens <= FURTHEST * lengths[-1]:
         span = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
         wider = f"{min(lengths[0], question.tokens)}:{max(lengths[-1], question.tokens)}"
+        how = "below" if question.tokens < lengths[0] else f"more than {FURTHEST} times beyond"
         raise ResultsError(
-            f"{question.tokens} tokens is beyond the measured lengths ({span}) and nothing is extrapolated; "
+            f"{question.tokens} tokens is {how} the measured lengths ({span}), and nothing is foretold there; "
             f"`attnscape run --tokens {wider}` measures it"
         )
 
@@ -80,72 +129,69 @@ def _other_shapes(rows: Sequence[Row], wanted: Shape) -> str:
     return f"nothing was measured for {wanted.describe()}; measured instead, closest first: {measured}{more}"
 
 
-def _with_figures(found: Sequence[Curve], question: Question) -> tuple[list[Candidate], list[Rejected]]:
+def _with_figures(forecast: Forecast, question: Question, cards: _Cards) -> tuple[list[Candidate], list[Rejected]]:
     candidates, failed = [], []
-    for curve in found:
+    for curve in forecast.curves:
         parameters = dict(curve.parameters)
         try:
-            figures = curve.figures_at(question.tokens, question.inputs)
+            figures = _figures(forecast, curve, question, cards)
         except Unavailable as error:
             failed.append(Rejected(curve.variant, parameters, curve.exact, error.reasons))
+            continue
+        excess = too_large(figures, cards.asked) if cards.asked else None
+        if excess is not None:
+            failed.append(Rejected(curve.variant, parameters, curve.exact, (excess,), figures))
         else:
             candidates.append(Candidate(curve.variant, parameters, curve.exact, figures))
     return candidates, failed
 
 
-def _judged(candidates: Sequence[Candidate], budget: Budget) -> tuple[list[Candidate], list[Rejected]]:
-    fitting, broken = [], []
-    for candidate in sorted(candidates, key=_speed):
-        reasons = _broken_limits(candidate, budget)
-        if reasons:
-            broken.append(
-                Rejected(candidate.variant, candidate.parameters, candidate.exact, reasons, candidate.figures)
-            )
-        else:
-            fitting.append(candidate)
-    return fitting, broken
+def _figures(forecast: Forecast, curve: Curve, question: Question, cards: _Cards) -> Figures:
+    """The figures at the asked length, on the asked card. Raises `Unavailable`."""
+    figures = forecast.figures_at(curve, question.tokens, question.inputs)
+    if cards.target is None or not cards.differ:
+        return figures
+    if cards.source is None or question.device == "cpu":
+        measured = "a CPU" if question.device == "cpu" else "a machine that was not described"
+        raise Unavailable([Reason("unpredictable", f"times of {measured} are not carried to {cards.target.name}")])
+    work = Work(forecast.costs(curve).flops(question.tokens), question.input_output_bytes)
+    return carried(figures, work, question.dtype, cards.source, cards.target)
 
 
-def _broken_limits(candidate: Candidate, budget: Budget) -> tuple[Reason, ...]:
-    needs = candidate.figures.needs()
-    reasons = []
-    for name, limit in budget.limits().items():
-        need = needs.get(name)
-        if need is None:
-            gap = candidate.figures.error_gap if name == "error" else ""
-            reasons.append(Reason(name, f"{name} not measured" + (f": {gap}" if gap else "")))
-        elif need > limit:
-            reasons.append(Reason(name, _excess(name, need, limit), need / limit))
-    return tuple(reasons)
+def _without_contradiction(floors: Floors | None, order: Sequence[Candidate]) -> tuple[Floors | None, tuple[str, ...]]:
+    """No floor stands against a measurement that is below it: then the card's figures are too low."""
+    if floors is None or not floors.proofs:
+        return floors, ()
+    exact = any(one.exact for one in order)
+    if not (floors.proves("any") and order) and not (floors.proves("exact") and exact):
+        return floors, ()
+    return None, (f"the floors of {floors.card} are left out: something was faster than {floors.source} allow",)
 
 
-def _excess(name: Limit, need: float, limit: float) -> str:
-    factor = f"{factor_text(need / limit)} times the limit of"
-    if name == "time":
-        return f"takes {seconds_text(need)}, {factor} {limit * 1e3:g} ms"
-    if name == "memory":
-        return f"needs {mib_text(need)} MiB, {factor} {limit / BYTES_PER_MIB:g} MiB"
-    return f"error {error_text(need)}, {factor} {limit:g}"
+def _outcome(order: Sequence[Candidate], candidates: Sequence[Candidate], floors: Floors | None) -> Outcome:
+    if order:
+        return "likely" if order[0].doubts else "fits"
+    if floors is not None and floors.proves("any"):
+        return "impossible"
+    return "nothing fits" if candidates else "unknown"
 
 
-def _ranked(fitting: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """By time; but of those that are as fast as the fastest within the noise, an exact one comes first."""
-    if not fitting:
-        return ()
-    fastest, *others = sorted(fitting, key=_speed)
-    tied = [other for other in others if _overlap(fastest, other)]
-    if not tied:
-        return fastest, *others
-    marked = [replace(one, tied=True) for one in (fastest, *tied)]
-    first = next((one for one in marked if one.exact), marked[0])
-    rest = [*(one for one in marked if one is not first), *(other for other in others if other not in tied)]
-    return first, *sorted(rest, key=_speed)
-
-
-def _overlap(one: Candidate, other: Candidate) -> bool:
-    mine, theirs = one.figures, other.figures
-    return mine.seconds_low <= theirs.seconds_high and theirs.seconds_low <= mine.seconds_high
-
-
-def _speed(candidate: Candidate) -> tuple[float, str]:
-    return candidate.figures.seconds.value, candidate.label
+def _unmeasured(
+    question: Question, budget: Budget, machine: str | None, cards: _Cards, floors: Floors | None, gap: str
+) -> Answer:
+    """The answer of the floors alone; `gap` says why no row counts."""
+    return Answer(
+        question=question,
+        budget=budget,
+        machine=machine,
+        card=cards.target.name if cards.target else None,
+        outcome=_outcome((), (), floors),
+        fits=False,
+        fitting=(),
+        rejected=(),
+        binding=None,
+        crossovers=(),
+        nearest=None,
+        floors=floors,
+        notes=(gap, *rounding_note((), question, budget)),
+    )

@@ -6,17 +6,19 @@ variant declares that one head computes.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Final, Self
 
 import numpy as np
 
+from reports.calibration import own_score, pooled_quantile
 from reports.memory_model import MemoryModel
 from reports.nonnegative_fit import Array, Fit, fit_nonnegative
 from reports.prediction import (
+    FURTHEST,
     InvalidPoints,
     MemoryPrediction,
     Points,
@@ -35,6 +37,7 @@ __all__ = [
     "TimeModel",
     "TimePrediction",
     "Unpredictable",
+    "calibrated",
 ]
 
 NOISE: Final = 0.02
@@ -52,6 +55,9 @@ DOUBT: Final = 0.5
 DRIFT: Final = 0.05
 """How far the time per pair may change with each doubling for reasons that no shorter length shows."""
 
+FEWEST_SCORED: Final = 3
+"""A curve of fewer points at half its last length or below says nothing of the bands."""
+
 OUTGROWN: Final = 1.1
 """Nothing is predicted from times that outgrow the declared work by more than this."""
 
@@ -63,6 +69,8 @@ class TimeModel:
     points: Points
     visible_pairs: Callable[[int], float]
     floor_seconds: Callable[[int], float] | None = None
+    noise: float = NOISE
+    widening: float = 1.0
 
     @classmethod
     def fit(
@@ -72,14 +80,17 @@ class TimeModel:
         seconds: Sequence[float],
         visible_pairs: Callable[[int], float],
         floor_seconds: Callable[[int], float] | None = None,
+        noise: float = NOISE,
+        widening: float = 1.0,
     ) -> Self:
         """The model of one curve, its points in any order.
 
         `visible_pairs` gives the pairs of query and key that one head computes at a length, and
-        `floor_seconds` the roofline. Raises `InvalidPoints`, also where a point is faster than the
-        roofline.
+        `floor_seconds` the roofline. `noise` is the relative standard deviation of one measurement,
+        as far as it is known; `widening` multiplies the half width of extrapolated bands, see
+        `calibrated`. Raises `InvalidPoints`, also where a point is faster than the roofline.
         """
-        model = cls(Points.of(tokens, seconds, "seconds"), visible_pairs, floor_seconds)
+        model = cls(Points.of(tokens, seconds, "seconds"), visible_pairs, floor_seconds, noise, widening)
         pairs = [model._pairs(length) for length in model.points.tokens]
         if any(after < before for before, after in pairwise(pairs)):
             raise InvalidPoints("visible_pairs falls with the length")
@@ -105,13 +116,28 @@ class TimeModel:
         refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
         return answer
 
+    def own_score(self) -> float | None:
+        """How far off this curve's shorter lengths would have been at its last one, in half bands; None if unknown."""
+        points = dict(zip(self.points.tokens, self.points.values, strict=True))
+        return own_score(points, self._foretold)
+
+    def _foretold(self, shorter: Mapping[int, float], tokens: int) -> tuple[float, float] | None:
+        if len(shorter) < FEWEST_SCORED or FURTHEST * max(shorter) < tokens:
+            return None
+        points = Points.of([*shorter], [*shorter.values()], "seconds")
+        model = replace(self, points=points, widening=1.0)
+        if model._outgrown:
+            return None
+        answer = model._extrapolated(tokens)
+        return answer.seconds, math.log(answer.high / answer.seconds) if answer.high > answer.seconds else DRIFT
+
     def _extrapolated(self, tokens: int) -> TimePrediction:
         fit, terms, (_, last_seconds) = self._fit, self._terms(tokens), self.points.last
         by_work = last_seconds * float(terms[2])
         reserve = RESERVE * fit.misfit**2 / (fit.misfit**2 + EXACT**2)
         seconds = (1 - reserve) * last_seconds * fit.anchored(terms) + reserve * by_work
         drift = DRIFT * math.log2(tokens / self.points.last[0])
-        half_band = math.hypot(fit.noise_at(terms), DOUBT * math.log(by_work / seconds), drift)
+        half_band = self.widening * math.hypot(fit.noise_at(terms), DOUBT * math.log(by_work / seconds), drift)
         return self._banded(tokens, seconds, half_band, "extrapolated")
 
     def _interpolated(self, tokens: int) -> TimePrediction:
@@ -129,7 +155,7 @@ class TimeModel:
     def _fit(self) -> Fit:
         lengths = np.array(self.points.tokens, float)
         terms = np.stack([self._terms(length) for length in self.points.tokens])
-        return fit_nonnegative(terms, self.points.shares, lengths / lengths[-1], NOISE)
+        return fit_nonnegative(terms, np.array(self.points.shares), lengths / lengths[-1], max(self.noise, NOISE))
 
     @cached_property
     def _outgrown(self) -> str:
@@ -160,3 +186,10 @@ class TimeModel:
         if not math.isfinite(floor) or floor < 0:
             raise InvalidPoints(f"floor_seconds must be a finite number of at least 0, not {floor} at {tokens} tokens")
         return floor
+
+
+def calibrated(models: Iterable[TimeModel]) -> list[TimeModel]:
+    """The models of one machine's curves, their bands as wide as these curves' own last lengths ask for."""
+    found = list(models)
+    factor = pooled_quantile(score for model in found if (score := model.own_score()) is not None)
+    return [replace(model, widening=factor) for model in found]

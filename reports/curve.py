@@ -4,11 +4,11 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
-from reports.interpolation import Figure, OutOfRange, bytes_at, error_at, neighbours, time_at
+from reports.interpolation import LATEST, Figure, OutOfRange, bytes_at, error_at, error_beyond, neighbours, time_at
 from reports.question import Limit
 from reports.records import Row
 from reports.shape import Shape
@@ -20,6 +20,9 @@ PREFERRED_INPUTS: Final = ("captured", "normal")
 """Whose errors count where none were asked for: real inputs before the N(0,1) control, which inverts rankings."""
 
 
+ERRORS: Final = ("implementation_error", "approximation_error", "mean_of_v_error")
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why a variant is out: a limit that it breaks, by which factor, or a failure."""
@@ -27,6 +30,17 @@ class Reason:
     kind: str
     text: str
     factor: float | None = None
+
+
+class Errors(TypedDict):
+    """The fields of `Figures` that speak of errors."""
+
+    error: Figure | None
+    implementation_error: Figure | None
+    approximation_error: Figure | None
+    mean_of_v_error: Figure | None
+    error_inputs: str | None
+    error_gap: str
 
 
 class Unavailable(LookupError):
@@ -48,29 +62,31 @@ class Figures:
     """
 
     seconds: Figure
-    seconds_low: float
-    seconds_high: float
     total_bytes: Figure | None
     extra_bytes: Figure | None
+    energy_joules: Figure | None
     error: Figure | None
     implementation_error: Figure | None
     approximation_error: Figure | None
     mean_of_v_error: Figure | None
     error_inputs: str | None
     error_gap: str
+    memory_gap: str
     ratio: Figure | None
-    ratio_low: float | None
-    ratio_high: float | None
     baseline: str | None
     kernel: str | None
     noisy: bool
     between: tuple[int, int]
 
-    def needs(self) -> dict[Limit, float]:
+    def limited(self) -> dict[Limit, Figure]:
         """The figures that a budget can limit, without those that are not known."""
         figures: dict[Limit, Figure | None]
         figures = {"time": self.seconds, "memory": self.total_bytes, "error": self.error}
-        return {name: figure.value for name, figure in figures.items() if figure is not None}
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def needs(self) -> dict[Limit, float]:
+        """What must be granted for the variant to fit: the upper ends of the bands."""
+        return {name: figure.most for name, figure in self.limited().items()}
 
 
 @dataclass(frozen=True)
@@ -98,34 +114,40 @@ class Curve:
     def figures_at(self, length: int, inputs: str | None = None) -> Figures:
         """The figures at `length`, with the errors on `inputs`. Raises `Unavailable` with every reason."""
         sides = self._timed_sides(length)
-        seconds = _figure(sides, length, time_at, "seconds")
+        seconds = _banded(sides, length, "seconds")
         if seconds is None:
             raise Unavailable([Reason("error", f"no time was measured at {_lengths_text(sides)} tokens")])
-        low, high = _figure(sides, length, time_at, "seconds_low"), _figure(sides, length, time_at, "seconds_high")
-        ratio_low, ratio_high = (_figure(sides, length, time_at, name) for name in ("ratio_low", "ratio_high"))
-        kind, error_sides, gap = self._error_sides(length, inputs)
-        implementation = _figure(error_sides, length, error_at, "implementation_error")
-        approximation = _figure(error_sides, length, error_at, "approximation_error")
-        total = implementation if self.exact else _combined(implementation, approximation)
         return Figures(
             seconds=seconds,
-            seconds_low=low.value if low else seconds.value,
-            seconds_high=high.value if high else seconds.value,
             total_bytes=_figure(sides, length, bytes_at, "total_bytes"),
             extra_bytes=_figure(sides, length, bytes_at, "extra_bytes"),
-            error=total,
-            implementation_error=implementation,
-            approximation_error=approximation,
-            mean_of_v_error=_figure(error_sides, length, error_at, "mean_of_v_error"),
-            error_inputs=kind,
-            error_gap=gap if total is None else "",
-            ratio=_figure(sides, length, time_at, "ratio"),
-            ratio_low=ratio_low.value if ratio_low else None,
-            ratio_high=ratio_high.value if ratio_high else None,
+            energy_joules=_figure(sides, length, time_at, "energy_joules"),
+            memory_gap="",
+            ratio=_banded(sides, length, "ratio"),
             baseline=_joined(row.baseline_label for row in sides.values()),
             kernel=_joined(row.kernel for row in sides.values()),
             noisy=any(row.noisy for row in sides.values()),
             between=(min(sides), max(sides)),
+            **self.errors_at(length, inputs),
+        )
+
+    def errors_at(self, length: int, inputs: str | None) -> Errors:
+        """The fields of `Figures` that speak of errors, between measured lengths or a little beyond them."""
+        kind, sides, gap = self._error_sides(length, inputs)
+        at = error_at if not sides or length <= max(sides) else error_beyond
+        try:
+            implementation, approximation, mean_of_v = (_figure(sides, length, at, name) for name in ERRORS)
+        except OutOfRange as error:
+            implementation = approximation = mean_of_v = None
+            gap = f"on {kind} inputs: {error}"
+        total = implementation if self.exact else _combined(implementation, approximation)
+        return Errors(
+            error=total,
+            implementation_error=implementation,
+            approximation_error=approximation,
+            mean_of_v_error=mean_of_v,
+            error_inputs=kind,
+            error_gap=gap if total is None else "",
         )
 
     def _timed_sides(self, length: int) -> dict[int, Row]:
@@ -146,7 +168,7 @@ class Curve:
         for kind in PREFERRED_INPUTS if inputs is None else (inputs,):
             rows = self.rows(kind)
             try:
-                sides = {at: rows[at] for at in neighbours(rows, length)}
+                sides = {at: rows[at] for at in self._error_lengths(rows, length)}
             except OutOfRange as error:
                 gaps.append(f"on {kind} inputs: {error}")
                 continue
@@ -155,6 +177,13 @@ class Curve:
                 return kind, sides, f"none was recorded on {kind} inputs"
             gaps += [reason.text for reason in failures(failed)]
         return inputs, {}, "; ".join(gaps)
+
+    def _error_lengths(self, rows: Mapping[int, Row], length: int) -> Iterable[int]:
+        """The neighbours; where times are foretold too, the last lengths. Raises `OutOfRange`."""
+        timed = self.rows()
+        if rows and timed and length > max(timed) and length > max(rows) and 2 * max(rows) >= max(timed):
+            return sorted(rows)[-LATEST:]
+        return neighbours(rows, length)
 
 
 def curves(rows: Iterable[Row], shape: Shape) -> list[Curve]:
@@ -229,10 +258,25 @@ def _figure(
     return at(values, length)
 
 
+def _banded(sides: Mapping[int, Row], length: int, name: str) -> Figure | None:
+    """One field with the ends of its interval."""
+    middle, low, high = (_figure(sides, length, time_at, field) for field in (name, f"{name}_low", f"{name}_high"))
+    if middle is None or low is None or high is None:
+        return middle
+    return Figure(middle.value, middle.provenance, low.value, high.value)
+
+
 def _combined(implementation: Figure | None, approximation: Figure | None) -> Figure | None:
     if implementation is None or approximation is None:
         return None
-    return Figure(math.hypot(implementation.value, approximation.value), implementation.provenance)
+    value = math.hypot(implementation.value, approximation.value)
+    if implementation.low is None and approximation.low is None:
+        return Figure(value, implementation.provenance)
+    low, high = (
+        math.hypot(implementation.least, approximation.least),
+        math.hypot(implementation.most, approximation.most),
+    )
+    return Figure(value, implementation.provenance, low, high)
 
 
 def _joined(texts: Iterable[str | None]) -> str | None:

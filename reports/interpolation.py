@@ -1,18 +1,29 @@
-"""Figures at a length between measured lengths; never beyond them.
+"""Figures at a length between measured lengths, and of errors a little beyond them.
 
 Time and memory follow the straight line between their two neighbours on log-log axes. A sum of
 powers of the length, which both are, is convex on such axes: the line is exact for a pure power and
 otherwise lies above the curve, so that a figure is rather too large than too small. Where one
-neighbour is zero the line is drawn on linear axes. Errors are linear in the logarithm of the length.
+neighbour is zero the line is drawn on linear axes. Errors are linear in the logarithm of the length;
+beyond the last length they go on as they went from doubling to doubling.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Final, Literal
 
-Provenance = Literal["measured", "interpolated"]
+Provenance = Literal["measured", "interpolated", "extrapolated", "transferred"]
+
+FURTHEST: Final = 4
+"""Nothing is foretold beyond this multiple of the last measured length."""
+
+LATEST: Final = 3
+"""The trend of an error is that of this many of its last lengths."""
+
+ERROR_DRIFT: Final = 0.25
+"""The least that an error may change with each doubling, either way: with it nine of ten stayed inside."""
 
 
 class OutOfRange(ValueError):
@@ -21,10 +32,33 @@ class OutOfRange(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value and where it comes from."""
+    """A value, where it comes from, and its band; None where it has none.
+
+    The band of a measured figure is its 95 % interval, every other one's a 90 % band.
+    """
 
     value: float
     provenance: Provenance = "measured"
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def least(self) -> float:
+        """The lower end of the band, or the value."""
+        return self.value if self.low is None else self.low
+
+    @property
+    def most(self) -> float:
+        """The upper end of the band, or the value."""
+        return self.value if self.high is None else self.high
+
+    def widened(self, half_band: float) -> "Figure":
+        """With a band that is wider by the root of the sum of squares; natural logarithms."""
+        if self.value <= 0:
+            return self
+        low = math.hypot(half_band, math.log(self.value / self.least)) if self.least > 0 else math.inf
+        high = math.hypot(half_band, math.log(self.most / self.value))
+        return Figure(self.value, self.provenance, self.value * math.exp(-low), self.value * math.exp(high))
 
 
 def neighbours(lengths: Iterable[int], length: int) -> tuple[int, int]:
@@ -60,6 +94,27 @@ def error_at(errors: Mapping[int, float], length: int) -> Figure:
     if below == above:
         return Figure(errors[length])
     return Figure(_between(errors[below], errors[above], _log_share(below, above, length)), "interpolated")
+
+
+def error_beyond(errors: Mapping[int, float], length: int) -> Figure:
+    """The relative error at a `length` beyond the last one, if the last doublings are any guide.
+
+    The value goes on with half of the last change per doubling, since errors level off; the band reaches from
+    the strongest fall of the last lengths to their strongest rise. Raises `OutOfRange` beyond four times the
+    last length, or with fewer than three lengths.
+    """
+    known = sorted(errors.items())[-LATEST:]
+    if len(known) < 3 or length > FURTHEST * known[-1][0]:
+        span = f"measured up to {known[-1][0]} tokens" if known else "measured at no length"
+        raise OutOfRange(f"{span}, not at {length}")
+    last, error = known[-1]
+    if min(value for _, value in known) <= 0:
+        return Figure(error, "extrapolated", min(errors.values()), max(errors.values()))
+    changes = [math.log(b / a) / math.log2(after / before) for (before, a), (after, b) in pairwise(known)]
+    doublings = math.log2(length / last)
+    low, high = min(-ERROR_DRIFT, *changes), max(ERROR_DRIFT, *changes)
+    ends = [error * math.exp(change * doublings) for change in (low, changes[-1] / 2, high)]
+    return Figure(ends[1], "extrapolated", ends[0], ends[2])
 
 
 def _power_law(values: Mapping[int, float], length: int) -> Figure:

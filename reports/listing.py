@@ -45,3 +45,22 @@ def plan_blocks(entries: Sequence[Any]) -> list[str | Table]:
     header = ("variant", "mode", "dtype", "causal", "tokens", "inputs", "process MiB", "what")
     ready = sum(not entry.refusals for entry in entries)
     return [Table("", header, lines, right=frozenset({4, 6})), f"{len(entries)} cases, {ready} of them run here."]
+
+
+def stages_table(stages: Sequence[Any]) -> Table:
+    """A table of the stages of a suite, given as `benchmarks.gpu_suite.Stage`."""
+    lines = tuple(
+        (
+            stage.name,
+            f"{100 * stage.share:.0f} %",
+            str(len(stage.variants)),
+            str(len(stage.problems)),
+            ", ".join(sorted({problem.mode for problem in stage.problems})),
+            ", ".join(sorted({problem.dtype for problem in stage.problems})),
+            f"{min(p.kv_tokens for p in stage.problems)} to {max(p.kv_tokens for p in stage.problems)}",
+            "energy" if stage.energy else "time, memory, errors" if "normal" in stage.inputs else "errors",
+        )
+        for stage in stages
+    )
+    header = ("stage", "of the time", "variants", "problems", "modes", "dtypes", "tokens", "what")
+    return Table("", header, lines, right=frozenset({1, 2, 3}))

@@ -59,15 +59,20 @@ class MemoryModel:
 
     def predict(self, tokens: int) -> MemoryPrediction:
         """Bytes at a length: as measured there, else interpolated, else extrapolated. Raises `Unpredictable`."""
+        answer = self.bounds(tokens)
+        if answer.provenance == "extrapolated":
+            refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
+        return answer
+
+    def bounds(self, tokens: int) -> MemoryPrediction:
+        """As `predict`, however wide the band: its upper end limits the size all the same. Raises `Unpredictable`."""
         measured = self.points.measured(tokens)
         if measured is not None:
             return MemoryPrediction(measured, measured, measured, "measured")
         self.points.refuse(tokens)
         if tokens < self.points.last[0]:
             return self._interpolated(tokens)
-        answer = self._extrapolated(tokens)
-        refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
-        return answer
+        return self._extrapolated(tokens)
 
     def _extrapolated(self, tokens: int) -> MemoryPrediction:
         """The fit; at the low end all that grew in proportion to the length has stopped, but for the certain part."""
@@ -87,7 +92,7 @@ class MemoryModel:
     def _fit(self) -> Fit:
         lengths = np.array(self.points.tokens, float)
         terms = np.stack([self._terms(length) for length in self.points.tokens])
-        return fit_nonnegative(terms, self.points.shares, (lengths / lengths[-1]) ** STEEPNESS, ROUNDING)
+        return fit_nonnegative(terms, np.array(self.points.shares), (lengths / lengths[-1]) ** STEEPNESS, ROUNDING)
 
     def _terms(self, tokens: int) -> Array:
         share = tokens / self.points.last[0]

@@ -1,7 +1,7 @@
 """How well the cost model predicts measured curves: fitted to short lengths, held against long ones."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from reports.cost_model import TimeModel, Unpredictable
+from reports.cost_model import TimeModel, Unpredictable, calibrated
 from reports.curve_file import KernelCurve, KernelShape, ValidationInputError, read_curves
 from reports.prediction import FURTHEST, Refusal
 from reports.text_table import Table
@@ -83,7 +83,7 @@ def validate_model(path: Path, cut: int = CUT_TOKENS, lengths: Sequence[int] | N
     if not asked or min(asked) <= cut:
         raise ValidationInputError(f"lengths to score must be beyond the cut, {cut} tokens")
     curves = read_curves(path)
-    held = tuple(point for curve in curves for point in hold_out(curve, cut, asked))
+    held = tuple(hold_out(curves, cut, asked))
     if not held:
         texts = " or ".join(map(str, asked))
         raise ValidationInputError(f"{path} has no curve with points up to {cut} tokens and one at {texts}")
@@ -100,13 +100,25 @@ def validate_model(path: Path, cut: int = CUT_TOKENS, lengths: Sequence[int] | N
     )
 
 
-def hold_out(curve: KernelCurve, cut: int, lengths: Iterable[int]) -> list[Held]:
-    """Predictions of the lengths that were measured, from the points up to the cut."""
+def hold_out(curves: Iterable[KernelCurve], cut: int, lengths: Iterable[int]) -> Iterator[Held]:
+    """Predictions of the lengths that were measured, from the points up to the cut.
+
+    The bands of each card are calibrated on its curves up to the cut.
+    """
+    asked = tuple(lengths)
+    by_card: dict[str, list[KernelCurve]] = defaultdict(list)
+    for curve in curves:
+        if min(curve.seconds) <= cut:
+            by_card[curve.shape.gpu].append(curve)
+    for same in by_card.values():
+        models = calibrated(_model(curve, cut) for curve in same)
+        for curve, model in zip(same, models, strict=True):
+            yield from (_held(model, curve, tokens, cut) for tokens in asked if tokens in curve.seconds)
+
+
+def _model(curve: KernelCurve, cut: int) -> TimeModel:
     seen = {tokens: seconds for tokens, seconds in curve.seconds.items() if tokens <= cut}
-    if not seen:
-        return []
-    model = TimeModel.fit(tokens=[*seen], seconds=[*seen.values()], visible_pairs=curve.shape.visible_pairs)
-    return [_held(model, curve, tokens, cut) for tokens in lengths if tokens in curve.seconds]
+    return TimeModel.fit(tokens=[*seen], seconds=[*seen.values()], visible_pairs=curve.shape.visible_pairs)
 
 
 def _held(model: TimeModel, curve: KernelCurve, tokens: int, cut: int) -> Held:

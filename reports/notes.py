@@ -1,11 +1,15 @@
 """What a reader of an answer must know besides its figures."""
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from reports.answer import Candidate
-from reports.quantities import BYTES_PER_MIB, error_text, mib_text
+from reports.quantities import error_text
 from reports.question import Budget, Question
 from reports.records import Row
+
+SIGNIFICAND_BITS: Final = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
 
 def notes_on(
@@ -15,14 +19,8 @@ def notes_on(
     question: Question,
     budget: Budget,
 ) -> Iterator[str]:
-    """Limits that nothing can keep, what the errors depend on, and how clean the rows are."""
-    floor = question.input_output_bytes
-    if budget.max_bytes is not None and floor > budget.max_bytes:
-        yield (
-            f"no variant can keep the memory limit: q, k, v and the output alone are {mib_text(floor)} MiB "
-            f"({budget.max_bytes / BYTES_PER_MIB:g} MiB allowed)"
-        )
-    yield from _rounding_note(candidates, question, budget)
+    """An error limit that nothing can keep, what the errors depend on, and how clean the rows are."""
+    yield from rounding_note(candidates, question, budget)
     yield from _inputs_note(candidates)
     if ranked and ranked[0].figures.noisy:
         yield f"the time of {ranked[0].label} is noisy: its interval did not settle within the time it was given"
@@ -33,14 +31,26 @@ def notes_on(
         yield "some rows were measured with uncommitted changes"
 
 
-def _rounding_note(candidates: Sequence[Candidate], question: Question, budget: Budget) -> Iterator[str]:
+def rounding_note(candidates: Sequence[Candidate], question: Question, budget: Budget) -> Iterator[str]:
     """An error limit that even exact variants break asks for more than the dtype can hold."""
+    if budget.max_error is None:
+        return
     errors = [one.figures.error.value for one in candidates if one.exact and one.figures.error is not None]
-    if budget.max_error is not None and errors and min(errors) > budget.max_error:
+    if errors and min(errors) > budget.max_error:
         yield (
             f"an error of {budget.max_error:g} is below the rounding of {question.dtype}: "
             f"exact variants themselves stand {error_text(min(errors))} or more from exact attention here"
         )
+    elif not errors and output_rounding(question.dtype) > budget.max_error:
+        yield (
+            f"an error of {budget.max_error:g} is below the rounding of {question.dtype}: "
+            f"rounding the output alone costs {error_text(output_rounding(question.dtype))}"
+        )
+
+
+def output_rounding(dtype: str) -> float:
+    """The relative error of an exact output that is rounded to a type: of significands even from 1 to 2, u / √7."""
+    return float(2.0 ** -SIGNIFICAND_BITS[dtype] / math.sqrt(7))
 
 
 def _inputs_note(candidates: Sequence[Candidate]) -> Iterator[str]:

@@ -4,10 +4,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final, Literal, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 Provenance = Literal["measured", "interpolated", "extrapolated", "transferred"]
 
@@ -89,9 +87,9 @@ class Points:
         return self.tokens[-1], self.values[-1]
 
     @property
-    def shares(self) -> NDArray[np.float64]:
+    def shares(self) -> list[float]:
         """The values as multiples of the last one."""
-        return np.array(self.values) / self.values[-1]
+        return [value / self.values[-1] for value in self.values]
 
     def between(self, length: int, shape: Callable[[int], float]) -> tuple[float, float]:
         """The value between two neighbours, which keep theirs, along a rising shape, and how badly it fits them.
@@ -121,7 +119,7 @@ class Points:
 
 
 def _is_length(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 def band_factor(half_band: float) -> float:

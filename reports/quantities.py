@@ -29,6 +29,19 @@ def mib_text(size_bytes: float) -> str:
     return digits(size_bytes / BYTES_PER_MIB)
 
 
+def size_text(size_bytes: float) -> str:
+    """Bytes with the largest binary unit that leaves a number of at least 1: `8 GiB`, `1.5 MiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.4g} {unit}"
+    return f"{size_bytes:g} bytes"
+
+
+def milliseconds_text(seconds: float) -> str:
+    """A limit of time as it is asked for: `5 ms`."""
+    return f"{seconds * 1e3:g} ms"
+
+
 def error_text(error: float) -> str:
     """A relative error with two digits: `0.31`, `3.1e-7`."""
     if error == 0 or error >= 1e-3:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from reports.compacted import DamagedFile, read_lines
 from reports.quantities import printable
 from reports.shape import Shape
 
@@ -15,6 +16,9 @@ SCHEMA: Final = 1
 """The one schema of results files that these reports understand."""
 
 MEASUREMENTS: Final = "measurements.jsonl"
+COMPACTED: Final = "measurements.parquet"
+"""Older measurements, folded by `attnscape compact`: those of a folder are the rows of both files."""
+
 MACHINES: Final = "machines"
 
 Status = Literal["ok", "unsupported", "out_of_memory", "timeout", "wrong", "error"]
@@ -96,18 +100,24 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ratio: Positive | None = None
     ratio_low: Positive | None = None
     ratio_high: Positive | None = None
+    cpu_ratio: Positive | None = None
+    cpu_ratio_low: Positive | None = None
+    cpu_ratio_high: Positive | None = None
     twin_ratio: Positive | None = None
 
     input_output_bytes: Count | None = None
     predicted_bytes: Count | None = None
     extra_bytes: Count | None = None
     total_bytes: Count | None = None
+    energy_joules: Positive | None = None
 
     implementation_error: NotNegative | None = None
     approximation_error: NotNegative | None = None
     mean_of_v_error: NotNegative | None = None
 
     kernel: str | None = None
+    useful_flops: Count | None = None
+    visible_pairs: Count | None = None
     ceiling_share: float | None = None
     threads: int | None = None
 
@@ -135,6 +145,12 @@ class Results:
         """The keys of the machines that the rows come from."""
         return sorted({row.machine for row in self.rows})
 
+    @property
+    def files(self) -> list[Path]:
+        """What the rows were read from: nothing else may be written there."""
+        beside = [self.path.with_name(name) for name in (MEASUREMENTS, COMPACTED)]
+        return [file for file in {self.path, *beside} if file.exists()]
+
     def of_machine(self, wanted: str | None = None) -> "Results":
         """The rows of one machine, named by the start of its key.
 
@@ -154,14 +170,30 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """Read a results file, or the one of a results folder. Raises `ResultsError`."""
-    file = path / MEASUREMENTS if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise ResultsError(f"no {MEASUREMENTS} in {path}; `attnscape run --out {path}` writes it")
-    rows = latest(_rows(file, _content(file)))
-    if not rows:
+    """Read a results folder, or a results file, JSON lines or Parquet. Raises `ResultsError`."""
+    folder = path.parent if path.name == MEASUREMENTS and path.with_name(COMPACTED).exists() else path
+    if folder.is_dir():
+        return _read_folder(folder)
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else list(_rows(path, _content(path)))
+    return _results(path, rows)
+
+
+def _read_folder(folder: Path) -> Results:
+    """The log is read first: what a run folds meanwhile is then read twice rather than not at all."""
+    log, compacted = folder / MEASUREMENTS, folder / COMPACTED
+    logged = list(_rows(log, _content(log))) if log.exists() else []
+    if not compacted.exists():
+        if not log.exists():
+            raise ResultsError(f"no {MEASUREMENTS} in {folder}; `attnscape run --out {folder}` writes it")
+        return _results(log, logged)
+    return _results(log if log.exists() else compacted, [*_parquet_rows(compacted), *logged])
+
+
+def _results(file: Path, rows: Sequence[Row]) -> Results:
+    found = latest(rows)
+    if not found:
         raise ResultsError(f"{file} holds no measurements; `attnscape run --out {file.parent}` writes them")
-    return Results(file, tuple(rows))
+    return Results(file, tuple(found))
 
 
 def decoded(measurements: Sequence[msgspec.Struct]) -> list[Row]:
@@ -198,6 +230,24 @@ def _rows(file: Path, content: bytes) -> Iterator[Row]:
         yield row
 
 
+def _parquet_rows(file: Path) -> list[Row]:
+    names = tuple(tuple(field.name for field in msgspec.structs.fields(struct)) for struct in (Row, Case))
+    try:
+        lines = read_lines(file, *names)
+        for number, line in enumerate(lines, start=1):
+            if line.get("schema") != SCHEMA:
+                raise ResultsError(_other_schema(file, number, line.get("schema")))
+        return [msgspec.convert(line, Row) for line in lines]
+    except FileNotFoundError:
+        raise ResultsError(f"no results at {file}; `attnscape run --out {file.parent}` writes them") from None
+    except OSError as error:
+        raise ResultsError(f"cannot read {file}: {error.strerror or error}") from error
+    except msgspec.ValidationError as error:
+        raise ResultsError(f"{file} holds a row that is not a measurement: {printable(str(error))}") from error
+    except DamagedFile as error:
+        raise ResultsError(printable(str(error))) from error
+
+
 def _fault(file: Path, number: int, line: bytes, error: Exception, *, is_tail: bool) -> str:
     """Why a line is no row; `is_tail` marks text after the last line break, which only a broken write leaves."""
     if isinstance(error, msgspec.ValidationError):
@@ -217,7 +267,7 @@ def _schema_of(line: bytes) -> int | None:
         return None
 
 
-def _other_schema(file: Path, number: int, schema: int) -> str:
+def _other_schema(file: Path, number: int, schema: int | None) -> str:
     return f"{file}, line {number} has schema {schema}; this version reads schema {SCHEMA} only"
 
 

@@ -1,4 +1,4 @@
-"""The nearest budgets under which something fits, where nothing does."""
+"""The nearest budgets under which something surely fits, with its whole band, where nothing does."""
 
 from collections.abc import Mapping, Sequence
 

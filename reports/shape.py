@@ -31,6 +31,10 @@ class Shape:
         once = 2 * self.batch * (queries + keys) * self.head_dim * ELEMENT_BYTES.get(self.dtype, 4)
         return 2 * once if self.mode == "training" else once
 
+    def cache_bytes(self, length: int) -> int:
+        """Bytes of k and v at `length` keys."""
+        return 2 * self.batch * self.kv_heads * length * self.head_dim * ELEMENT_BYTES.get(self.dtype, 4)
+
     def describe(self) -> str:
         """One line: `forward, not causal, float32 on cpu, batch 1, heads 8, head_dim 64`."""
         heads = f"heads {self.heads}"

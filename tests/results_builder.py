@@ -78,10 +78,20 @@ def measured(variant: str, tokens: int, *, figures: dict[str, Any] | None = None
         "checked_rows": tokens,
         "kernel": "flash" if variant == BASELINE else "eager",
     }
+    pairs = declared_pairs(variant, a_case)
+    made |= {"visible_pairs": pairs, "useful_flops": 4 * a_case["head_dim"] * a_case["batch"] * a_case["heads"] * pairs}
     if a_case["inputs"] == "normal":
         made |= _speed(seconds * (tokens / 1024) ** exponent * (0.55 if a_case["causal"] else 1.0), tokens)
         made |= _memory(a_case, extra * tokens)
     return line(a_case, **made | (figures or {}))
+
+
+def declared_pairs(variant: str, a_case: dict[str, Any]) -> int:
+    """Every pair, half of them where causal; of an approximation 256 for each query."""
+    queries, keys = a_case["tokens"], a_case["kv_tokens"]
+    if not VARIANTS[variant][1]:
+        return int(queries * min(256, keys))
+    return int(keys * (keys + 1) // 2 if a_case["causal"] and queries == keys else queries * keys)
 
 
 def failed(variant: str, tokens: int, status: str, reason: str, **fields: Any) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_figures_carry_everything_that_an_answer_must_say() -> None:
     figures = flash.figures
     assert figures.seconds.value == pytest.approx(0.040)
     assert figures.seconds.provenance == "interpolated"
-    assert figures.seconds_low < figures.seconds.value < figures.seconds_high
+    assert figures.seconds.least < figures.seconds.value < figures.seconds.most
     assert figures.total_bytes is not None
     assert figures.total_bytes.value == pytest.approx(2048 * (300 + 4 * 8 * 64 * 4), rel=1e-3)
     assert figures.extra_bytes is not None
@@ -123,10 +123,11 @@ def test_beyond_the_noise_the_faster_one_leads() -> None:
     lines = [
         measured("linear_scan/chunked", 1024, figures={"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.1}),
         measured("full/matmul", 1024, figures={"seconds": 1.3, "seconds_low": 1.2, "seconds_high": 1.4}),
+        measured("memory_efficient/chunked", 1024, figures={"seconds": 1.2, "seconds_low": 0.1, "seconds_high": 9.0}),
     ]
     answer = ask(as_rows(lines), 1024)
-    assert names(answer.fitting) == ["linear_scan/chunked", "full/matmul"]
-    assert not any(one.tied for one in answer.fitting)
+    assert names(answer.fitting) == ["linear_scan/chunked", "memory_efficient/chunked", "full/matmul"]
+    assert not any(one.tied for one in answer.fitting), "nor does a wide interval make a slow one as fast"
 
 
 def test_sets_of_parameters_are_candidates_of_their_own() -> None:
@@ -159,9 +160,31 @@ def test_every_broken_limit_is_a_reason() -> None:
 
 
 def test_a_limit_is_inclusive() -> None:
-    seconds = ask(LANDSCAPE).fitting[0].figures.seconds.value
-    assert ask(LANDSCAPE, budget=Budget(max_seconds=seconds)).fits
-    assert not ask(LANDSCAPE, budget=Budget(max_seconds=math.nextafter(seconds, 0))).fits
+    seconds = ask(LANDSCAPE).fitting[0].figures.seconds
+    for limit, outcome in (
+        (seconds.most, "fits"),
+        (math.nextafter(seconds.most, 0), "likely"),
+        (seconds.value, "likely"),
+        (math.nextafter(seconds.value, 0), "nothing fits"),
+    ):
+        assert ask(LANDSCAPE, budget=Budget(max_seconds=limit)).outcome == outcome
+    answer = ask(LANDSCAPE, budget=Budget(max_seconds=seconds.least))
+    assert [one.may_fit for one in answer.rejected][:2] == [True, False]
+    answer = ask(LANDSCAPE, budget=Budget(max_seconds=math.nextafter(seconds.least, 0)))
+    assert not any(one.may_fit for one in answer.rejected)
+    assert not answer.fits
+
+
+def test_who_surely_fits_goes_before_a_faster_one_that_likely_does() -> None:
+    lines = [
+        measured("linear_scan/chunked", 1024, figures={"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.6}),
+        measured("full/matmul", 1024, figures={"seconds": 1.4, "seconds_low": 1.39, "seconds_high": 1.41}),
+    ]
+    answer = ask(as_rows(lines), 1024, Budget(max_seconds=1.5))
+    assert names(answer.fitting) == ["full/matmul", "linear_scan/chunked"]
+    (doubt,) = answer.fitting[1].doubts
+    assert doubt.text == "takes 1.00 s, but its band reaches up to 1.60 s: likely within 1500 ms"
+    assert (answer.outcome, answer.nearest) == ("fits", None)
 
 
 @pytest.mark.parametrize("status", ["unsupported", "out_of_memory", "timeout", "wrong", "error"])
@@ -213,7 +236,7 @@ def test_a_figure_that_is_missing_rejects_only_under_its_limit() -> None:
     assert ask(rows, 256, Budget(max_seconds=1.0)).fits
     assert reasons(ask(rows, 256, Budget(max_bytes=1e12)), "full/matmul") == ["memory not measured"]
     (text,) = reasons(ask(rows, 256, Budget(max_error=1.0)), "full/matmul")
-    assert text.startswith("error not measured: none was recorded on normal inputs")
+    assert text.startswith("error not known: none was recorded on normal inputs")
 
 
 # ---- on which inputs
@@ -233,7 +256,7 @@ def test_asked_inputs_are_the_only_ones_that_count() -> None:
     answer = ask(LANDSCAPE, 4096, Budget(max_error=0.5), inputs="captured")
     assert not answer.fits
     (text,) = reasons(answer, "linear_scan/chunked")
-    assert text == "error not measured: on captured inputs: measured only at 256 tokens, not at 4096"
+    assert text == "error not known: on captured inputs: measured only at 256 tokens, not at 4096"
     with pytest.raises(ResultsError, match="nothing was measured on 'noisy' inputs, only on captured, local, normal"):
         ask(LANDSCAPE, 4096, inputs="noisy")
 
@@ -252,8 +275,9 @@ def test_another_shape_names_the_closest_ones() -> None:
 
 
 def test_lengths_beyond_the_measured_ones_are_refused() -> None:
-    with pytest.raises(ResultsError, match=r"20000 tokens is beyond the measured lengths \(256 to 16384\)"):
-        ask(LANDSCAPE, 20000)
+    for tokens, how in ((65537, "more than 4 times beyond"), (255, "below")):
+        with pytest.raises(ResultsError, match=rf"{tokens} tokens is {how} the measured lengths \(256 to 16384\)"):
+            ask(LANDSCAPE, tokens)
 
 
 def test_rows_of_two_machines_are_refused() -> None:
@@ -307,16 +331,14 @@ def test_the_limit_that_alone_keeps_out_the_most_binds() -> None:
 
 
 def test_the_crossover_is_where_the_times_are_equal() -> None:
-    crossover = ask(LANDSCAPE, 1024).crossover
-    assert crossover is not None
+    crossover = ask(LANDSCAPE, 1024).crossovers[0]
     assert (crossover.winner, crossover.rival) == ("linear_scan/chunked", builder.BASELINE)
     assert (crossover.below, crossover.above) == (builder.BASELINE, "linear_scan/chunked")
     assert crossover.tokens == pytest.approx(1024 * 0.0055 / 0.010, abs=1)
 
 
 def test_the_crossover_is_also_found_above_the_asked_length() -> None:
-    crossover = ask(LANDSCAPE, 256, Budget(max_error=0.01)).crossover
-    assert crossover is not None
+    crossover = ask(LANDSCAPE, 256, Budget(max_error=0.01)).crossovers[0]
     assert (crossover.winner, crossover.rival) == (builder.BASELINE, "blockwise_low_rank/merged (block 128, rank 4)")
     assert (crossover.below, crossover.above) == (crossover.winner, crossover.rival)
     assert crossover.tokens == pytest.approx(1024 * 0.7**1.25, abs=1)
@@ -324,20 +346,12 @@ def test_the_crossover_is_also_found_above_the_asked_length() -> None:
 
 def test_no_crossover_inside_the_measured_lengths_says_who_is_faster() -> None:
     rows = as_rows([measured(name, at) for name in ("linear_scan/chunked", builder.BASELINE) for at in (1024, 4096)])
-    crossover = ask(rows, 1024).crossover
-    assert crossover is not None
+    (crossover,) = ask(rows, 1024).crossovers
     assert (crossover.tokens, crossover.above, crossover.below) == (None, "linear_scan/chunked", "linear_scan/chunked")
 
 
 def notes(answer: Answer) -> str:
     return "\n".join(answer.notes)
-
-
-def test_memory_that_the_inputs_alone_exceed_is_proved_infeasible() -> None:
-    assert "q, k, v and the output alone are 32.0 MiB (16 MiB allowed)" in notes(
-        ask(LANDSCAPE, budget=Budget(max_bytes=16 * MIB))
-    )
-    assert "alone are" not in notes(ask(LANDSCAPE, budget=Budget(max_bytes=32 * MIB)))
 
 
 def test_an_error_below_the_rounding_of_the_dtype_is_said() -> None:
@@ -366,13 +380,13 @@ def test_the_nearest_budgets_are_named() -> None:
     assert answer.nearest is not None
     time, memory, error = (answer.nearest.alone[name] for name in ("time", "memory", "error"))
     assert time is not None
-    assert (time.variant, time.options) == (builder.BASELINE, "--max-ms 160 --max-mib 64 --max-error 0.001")
+    assert (time.variant, time.options) == (builder.BASELINE, "--max-ms 164 --max-mib 64 --max-error 0.001")
     assert memory is None
     assert error is not None
     assert error.variant == "blockwise_low_rank/merged"
     assert answer.nearest.joint is not None
     assert answer.nearest.joint.variant == builder.BASELINE
-    assert answer.nearest.joint.factor == pytest.approx(1.6)
+    assert answer.nearest.joint.factor == pytest.approx(1.6 * 1.02)
 
 
 def test_no_budget_helps_where_nothing_ran() -> None:
@@ -416,12 +430,17 @@ def test_what_fits_keeps_every_limit_and_what_does_not_breaks_one(rows: list[Row
     answer = ask(rows, tokens, budget)
     limits = budget.limits()
     for one in answer.fitting:
-        assert all(one.figures.needs()[name] <= limit for name, limit in limits.items())
+        assert all(one.figures.limited()[name].value <= limit for name, limit in limits.items())
+        assert bool(one.doubts) == any(one.figures.needs()[name] > limit for name, limit in limits.items())
     for out in answer.rejected:
         assert out.figures is not None
-        assert any(out.figures.needs()[name] > limit for name, limit in limits.items())
+        assert any(out.figures.limited()[name].value > limit for name, limit in limits.items())
+        assert out.may_fit == all(out.figures.limited()[name].least <= limit for name, limit in limits.items())
+    doubtful = [bool(one.doubts) for one in answer.fitting]
+    assert doubtful == sorted(doubtful)
     assert len(answer.fitting) + len(answer.rejected) == len({row.case.variant for row in rows})
-    assert answer.fits == bool(answer.fitting) == (answer.nearest is None)
+    assert answer.fits == bool(answer.fitting)
+    assert (answer.nearest is None) == surely(answer)
 
 
 @given(landscapes(), BUDGETS, LENGTHS)
@@ -429,7 +448,8 @@ def test_the_advice_is_fastest_or_ties_with_it(rows: list[Row], budget: Budget, 
     answer = ask(rows, tokens, budget)
     assume(answer.fits)
     first = answer.fitting[0]
-    fastest = min(answer.fitting, key=lambda one: one.figures.seconds.value)
+    alike = [one for one in answer.fitting if bool(one.doubts) == bool(first.doubts)]
+    fastest = min(alike, key=lambda one: one.figures.seconds.value)
     assert first.variant == fastest.variant or (first.tied and fastest.tied and first.exact and not fastest.exact)
 
 
@@ -438,6 +458,10 @@ def test_a_larger_limit_never_removes_a_candidate(rows: list[Row], budget: Budge
     limit = getattr(budget, name)
     relaxed = replace(budget, **{name: None if limit is None or factor > 50 else limit * factor})
     assert set(names(ask(rows, 512, budget).fitting)) <= set(names(ask(rows, 512, relaxed).fitting))
+
+
+def surely(answer: Answer) -> bool:
+    return bool(answer.fitting) and not answer.fitting[0].doubts
 
 
 FIELDS = {"time": "max_seconds", "memory": "max_bytes", "error": "max_error"}
@@ -451,13 +475,13 @@ def test_the_nearest_budget_fits_and_nothing_smaller_does(rows: list[Row], budge
     for limit, relaxation in answer.nearest.alone.items():
         field = FIELDS[limit]
         if relaxation is None:
-            assert not ask(rows, tokens, replace(budget, **{field: None})).fits
+            assert not surely(ask(rows, tokens, replace(budget, **{field: None})))
             continue
         raised = getattr(relaxation.budget, field)
         assert replace(relaxation.budget, **{field: getattr(budget, field)}) == budget
         assert relaxation.variant in names(ask(rows, tokens, relaxation.budget).fitting)
         smaller = replace(relaxation.budget, **{field: math.nextafter(raised, 0)})
-        assert not ask(rows, tokens, smaller).fits
+        assert not surely(ask(rows, tokens, smaller))
 
 
 @given(landscapes(), BUDGETS, LENGTHS)
@@ -467,10 +491,10 @@ def test_the_joint_rise_has_the_smallest_largest_factor(rows: list[Row], budget:
     assert answer.nearest is not None
     joint = answer.nearest.joint
     assert joint is not None
-    assert ask(rows, tokens, joint.budget).fits
+    assert surely(ask(rows, tokens, joint.budget))
     assert joint.factor <= min((one.factor for one in answer.nearest.alone.values() if one), default=math.inf)
     shrunk = {FIELDS[name]: limit * joint.factor * (1 - 1e-9) for name, limit in budget.limits().items()}
-    assert not ask(rows, tokens, Budget(**shrunk)).fits
+    assert not surely(ask(rows, tokens, Budget(**shrunk)))
 
 
 @given(landscapes(), BUDGETS)
@@ -482,4 +506,4 @@ def test_the_options_of_a_nearest_budget_admit_what_it_admits(rows: list[Row], b
     words = answer.nearest.joint.options.split()
     given_ = {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
     typed = Budget.of_options(given_.get("--max-ms"), given_.get("--max-mib"), given_.get("--max-error"))
-    assert ask(rows, 512, typed).fits
+    assert surely(ask(rows, 512, typed))

@@ -49,7 +49,8 @@ def program(*arguments: object, **settings: str) -> subprocess.CompletedProcess[
 
 
 def test_something_fits(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ("choose", "--results", results, "--tokens", 4096, "--max-ms", 100, "--max-mib", 64, "--max-error", 0.5)
+    command = ("choose", "--results", results, "--tokens", 4096, "--max-time", "100ms", "--max-mem", "64MiB")
+    command = (*command, "--max-error", 0.5)
     assert run(*command) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -93,9 +94,14 @@ def test_json_is_one_document_with_everything(results: Path, capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert err == ""
     answer = json.loads(out)
-    assert (answer["schema"], answer["fits"], answer["machine"]) == (1, True, builder.MACHINE)
+    assert (answer["schema"], answer["fits"], answer["machine"]) == (2, True, builder.MACHINE)
     first = answer["fitting"][0]
-    assert first["figures"]["seconds"] == {"value": pytest.approx(0.022), "provenance": "measured"}
+    assert first["figures"]["seconds"] == {
+        "value": pytest.approx(0.022),
+        "provenance": "measured",
+        "low": pytest.approx(0.022 * 0.98),
+        "high": pytest.approx(0.022 * 1.02),
+    }
     assert answer["budget"] == {"max_seconds": 0.2, "max_bytes": None, "max_error": None}
     assert {one["variant"] for one in answer["fitting"] + answer["rejected"]} == {
         *builder.VARIANTS,
@@ -132,7 +138,18 @@ def test_one_machine_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("--tokens", "256", "--mode", "up"), "mode must be one of"),
         (("--tokens", "256", "--device", "cuda:x"), "device must be cpu, cuda or cuda:N"),
         (("--tokens", "256", "--inputs", "odd"), "nothing was measured on 'odd' inputs"),
-        (("--tokens", "255"), "255 tokens is beyond the measured lengths (256 to 16384)"),
+        (("--tokens", "255"), "255 tokens is below the measured lengths (256 to 16384)"),
+        (("--tokens", "65537"), "65537 tokens is more than 4 times beyond the measured lengths (256 to 16384)"),
+        (("--tokens", "256", "--max-time", "5"), "must be a number with a unit, such as 5ms"),
+        (("--tokens", "256", "--max-time", "0ms"), "the time limit must be a positive finite number, not 0"),
+        (("--tokens", "256", "--max-time=-5ms"), "the time limit must be a positive finite number, not -0.005"),
+        (("--tokens", "256", "--max-time", "nan s"), "the time limit must be a positive finite number, not nan"),
+        (("--tokens", "256", "--max-mem", "8 parsec"), "such as 8GiB, 512MiB or 500MB, not '8 parsec'"),
+        (("--tokens", "256", "--max-mem", "0GiB"), "the memory limit must be a positive finite number, not 0"),
+        (("--tokens", "256", "--max-mem", "1GiB", "--max-mib", "5"), "--max-mem and --max-mib are the same limit"),
+        (("--tokens", "256", "--max-time", "1s", "--max-ms", "5"), "--max-time and --max-ms are the same limit"),
+        (("--tokens", "256", "--card", "Z9000"), "no single card is called 'Z9000'; known are NVIDIA A100"),
+        (("--tokens", "256", "--card", "/nowhere/card.toml"), "cannot read /nowhere/card.toml"),
         (("--tokens", "256", "--causal"), "closest first: not causal"),
         (("--tokens", "256", "--colour", "red"), "No such option"),
         (("--tokens", "256", "extra"), "extra"),
@@ -198,7 +215,7 @@ def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path, capsys: 
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("choose", "report"):
+    for command in ("choose", "report", "validate-choice"):
         assert run(command, "--help") == 0
         out, _ = capsys.readouterr()
         assert f"\n    attnscape {command} --" in out
@@ -267,7 +284,7 @@ def test_a_narrow_terminal_gets_records_instead_of_columns(results: Path) -> Non
     lines = shown.replace("\r", "").splitlines()
     assert max(map(len, lines)) <= 60
     assert "linear_scan/chunked" in lines
-    assert any(line.startswith("  time 22.0 ms, 95 % interval 21.6 to 22.4 ms") for line in lines)
+    assert any(line.startswith("  time 22.0 ms, band 21.6 to 22.4 ms") for line in lines)
 
 
 def on_a_terminal(*arguments: object, columns: int = 200) -> str:
