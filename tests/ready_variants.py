@@ -11,11 +11,14 @@ from variants import Problem
 from variants.catalogue import load, names
 from variants.dtypes import TORCH_DTYPES
 
-READY = [
+RUNNING = [
     name
     for name in names()
     if not all(load(name).refusals(Problem(tokens=8, causal=causal)) for causal in (False, True))
 ]
+# What compiles for seconds at every new shape has a module of its own, with few shapes: test_flex.
+READY = [name for name in RUNNING if not load(name).compiled]
+COMPILED = [name for name in RUNNING if load(name).compiled]
 
 # So small that a short sequence has a middle and edges, and is no multiple of any of them.
 SMALL = {
@@ -34,6 +37,18 @@ SMALL = {
     "segment": 8,
     "levels": 2,
     "width": 3,
+    "grid_width": 9,
+    "dropped_percent": 30,
+    "seed": 3,
+    "reach": 20,
+    "chunk": 4,
+    "rounds": 3,
+    "members": 9,
+    "stride": 3,
+    "compressed": 2,
+    "merged": 2,
+    "half_block": 3,
+    "refined": 2,
 }
 
 

@@ -14,8 +14,12 @@ from variants import Problem
 from variants.additive import alignment
 from variants.bigbird import random_blocks
 from variants.catalogue import load, names
+from variants.favor import projection
 from variants.learned_sink import sink_logits
 from variants.linformer import projections
+from variants.lsh import bucket_count, rotations
+from variants.nsa import gates
+from variants.routing import centroids
 
 DEFINITIONS = {load(name).definition.name: load(name).definition for name in names()}
 
@@ -92,6 +96,12 @@ def same_window(i: int, j: int, *, head: int, heads: int, window: int, **_: Any)
     return math.floor((i - shift) / window) == math.floor((j - shift) / window)
 
 
+def both_axes(sees: Callable[..., bool], i: int, j: int, *, count: int, grid_width: int, **options: Any) -> bool:
+    """What holds along one dimension, along the lines and the columns of an image."""
+    axes = zip((math.ceil(count / grid_width), grid_width), divmod(i, grid_width), divmod(j, grid_width), strict=True)
+    return all(sees(own, other, count=size, **options) for size, own, other in axes)
+
+
 def masked(
     sees: Callable[..., bool],
     queries: Sequence[Vector],
@@ -156,6 +166,21 @@ def routed(q: Vector, i: int, seen: int, keys: Sequence[Vector], *, block: int, 
     gates = [dot(q, mean(keys[first : first + block])) for first in range(0, max(0, own) * block, block)]
     best = sorted(range(len(gates)), key=lambda index: (-gates[index], index))[: selected - 1]
     return shares([score(q, keys[j]) if j // block in (own, *best) else None for j in range(seen)])
+
+
+def bucket(x: Vector, rotation: Matrix) -> int:
+    turned = [dot(x, column) for column in zip(*rotation, strict=True)]
+    signed = turned + [-one for one in turned]
+    return signed.index(max(signed))
+
+
+def hashed(q: Vector, i: int, seen: int, keys: Sequence[Vector], *, chunk: int, rounds: int, **_: Any) -> list[float]:
+    met: set[int] = set()
+    for rotation in rotations(rounds, len(q), bucket_count(len(keys), chunk)).tolist():
+        mates = [j for j in range(seen) if bucket(keys[j], rotation) == bucket(q, rotation)]
+        own = max(0, sum(j <= i for j in mates) - 1) // chunk
+        met |= set(mates[max(0, own - 1) * chunk : (own + 1) * chunk])
+    return shares([score(q, keys[j]) if j in (met or {i}) else None for j in range(seen)])
 
 
 def levels_of(i: int, j: int, head: int, segment: int, levels: int) -> int:
@@ -278,26 +303,192 @@ def alternating(
     return [[left[j, b][m] * x for m in range(count) for x in r[m, b]] for j, b in rows]
 
 
+def clustered(
+    queries: Sequence[Vector], keys: Sequence[Vector], positions: Sequence[int], *, causal: bool, members: int, **_: Any
+) -> Matrix:
+    count = math.ceil(len(keys) / members)
+    middles = centroids(count, len(keys[0])).tolist()
+
+    def near(x: Vector, middle: Vector) -> float:
+        return dot(x, middle) / math.hypot(*x)
+
+    def home(x: Vector) -> int:
+        return max(range(count), key=lambda one: (near(x, middles[one]), -one))
+
+    def nearest(tokens: Sequence[Vector], middle: Vector) -> list[int]:
+        order = sorted(range(len(tokens)), key=lambda one: (-near(tokens[one], middle), one))
+        return order[: math.ceil(len(tokens) / count)]
+
+    if causal:
+        alike = [
+            [j for j in range(len(keys)) if j <= i and home(keys[j]) == home(q)][-members:]
+            for q, i in zip(queries, positions, strict=True)
+        ]
+        return [among(q, keys, chosen) for q, chosen in zip(queries, alike, strict=True)]
+    held: list[Matrix] = [[] for _ in queries]
+    for middle in middles:
+        for row in nearest(queries, middle):
+            held[row].append(among(queries[row], keys, nearest(keys, middle)))
+    return [list(mean(rows)) if rows else [0.0] * len(keys) for rows in held]
+
+
+def among(q: Vector, keys: Sequence[Vector], chosen: Sequence[int]) -> list[float]:
+    """Softmax over the chosen keys."""
+    return shares([score(q, k) if j in chosen else None for j, k in enumerate(keys)])
+
+
+def through_three_branches(
+    queries: Sequence[Vector],
+    keys: Sequence[Vector],
+    positions: Sequence[int],
+    *,
+    group: Sequence[Sequence[Vector]],
+    head: int,
+    heads: int,
+    stride: int,
+    compressed: int,
+    merged: int,
+    selected: int,
+    window: int,
+    **_: Any,
+) -> Matrix:
+    spans = [range(n, n + stride * compressed) for n in range(0, len(keys) - stride * compressed + 1, stride)]
+    size = stride * merged
+    every_gate = gates(heads, len(keys))[head].tolist()
+
+    def coarse(q: Vector, i: int) -> list[float]:
+        return shares([score(q, mean([keys[j] for j in span])) if span[-1] <= i else None for span in spans])
+
+    def importance(row: int, i: int, index: int) -> float:
+        strides = range(index * size, (index + 1) * size, stride)
+        return math.fsum(
+            weight
+            for one in group
+            for weight, span in zip(coarse(one[row], i), spans, strict=True)
+            for first in strides
+            if first in span
+        )
+
+    def weights(row: int, q: Vector, i: int) -> list[float]:
+        if i < 0:
+            return [0.0] * len(keys)
+        own = i // size
+        order = sorted(range(1, own - 1), key=lambda index: (-importance(row, i, index), index))
+        blocks = {0, own - 1, own, *order[:selected]}
+        fine = among(q, keys, [j for j in range(i + 1) if j // size in blocks])
+        near = among(q, keys, [j for j in range(i + 1) if j > i - window])
+        summed = [0.0] * len(keys)
+        for weight, span in zip(coarse(q, i), spans, strict=True):
+            for j in span:
+                summed[j] += weight / len(span)
+        a, b, c = every_gate[i]
+        return [a * x + b * y + c * z for x, y, z in zip(summed, fine, near, strict=True)]
+
+    return [weights(row, q, i) for row, (q, i) in enumerate(zip(queries, positions, strict=True))]
+
+
+def coarsened(
+    queries: Sequence[Vector],
+    keys: Sequence[Vector],
+    positions: Sequence[int],
+    *,
+    causal: bool,
+    half_block: int,
+    **_: Any,
+) -> Matrix:
+    def logit(i: int, j: int) -> float:
+        stretch = 1
+        while abs(i // (2 * half_block * stretch) - j // (2 * half_block * stretch)) > 1:
+            stretch *= 2
+        first, other = i - i % stretch, j - j % stretch
+        asked = queries[first] if causal else mean(queries[first : first + stretch])
+        return score(asked, mean(keys[other : other + stretch]))
+
+    seen = [i + 1 if causal else len(keys) for i in positions]
+    return [shares([logit(i, j) if j < seen[i] else None for j in range(len(keys))]) for i in positions]
+
+
+def resolved(
+    queries: Sequence[Vector], keys: Sequence[Vector], positions: Sequence[int], *, block: int, refined: int, **_: Any
+) -> Matrix:
+    short_q, short_k = (
+        [mean(tokens[first : first + block]) for first in range(0, len(tokens), block)] for tokens in (queries, keys)
+    )
+    coarse = [[score(q, k) for k in short_k] for q in short_q]
+    ranks = {(x, y): round((c - max(row)) * 2**20) for x, row in enumerate(coarse) for y, c in enumerate(row)}
+    exact = sorted(ranks, key=lambda at: (-ranks[at], at))[: refined * len(short_q)]
+
+    def logit(n: int, j: int) -> float:
+        at = n // block, j // block
+        return score(queries[n], keys[j]) if at in exact else coarse[at[0]][at[1]]
+
+    return [shares([logit(n, j) for j in range(len(keys))]) for n in range(len(queries))]
+
+
+def with_features_outside(
+    queries: Sequence[Vector],
+    keys: Sequence[Vector],
+    positions: Sequence[int],
+    *,
+    causal: bool,
+    window: int,
+    features: int,
+    **_: Any,
+) -> Matrix:
+    omega = projection(len(keys[0]), features).tolist()
+    root = len(keys[0]) ** 0.25
+
+    def feature_logs(x: Vector) -> list[float]:
+        return [dot(row, x) / root - dot(x, x) / root**2 / 2 for row in omega]
+
+    def kernel(a: Vector, b: Vector) -> float:
+        logs = [x + y for x, y in zip(a, b, strict=True)]
+        return max(logs) + math.log(math.fsum(math.exp(x - max(logs)) for x in logs) / features)
+
+    known = [feature_logs(k) for k in keys]
+
+    def row(q: Vector, i: int) -> list[float]:
+        asked = feature_logs(q)
+
+        def logit(j: int) -> float | None:
+            if causal and j > i:
+                return None
+            near = i - j < window if causal else abs(i - j) <= window / 2
+            return score(q, keys[j]) if near else kernel(asked, known[j])
+
+        return shares([logit(j) for j in range(len(keys))])
+
+    return [row(q, i) for q, i in zip(queries, positions, strict=True)]
+
+
 MASKS: dict[str, Weigh] = {
     "sink_window": partial(masked, sinks_and_latest),
     "block_local": partial(masked, blocks_in_reach),
     "global_window": partial(masked, near_or_global),
     "bigbird": partial(masked, blocks_drawn),
     "neighborhood": partial(masked, neighbors),
+    "neighborhood_2d": partial(masked, partial(both_axes, neighbors)),
     "hybrid": partial(masked, some_heads_all),
     "shifted_window": partial(masked, same_window),
+    "shifted_window_2d": partial(masked, partial(both_axes, same_window)),
 }
 WEIGHTS: dict[str, Weigh] = MASKS | {
     "additive": partial(row_by_row, perceived),
     "alibi": partial(row_by_row, penalised),
     "dilated": partial(row_by_row, dilated_more_and_more),
     "entmax15": partial(row_by_row, partial(thresholded, 1.5)),
+    "h_transformer": coarsened,
     "hierarchical_low_rank": partial(row_by_row, levelled),
     "learned_sink": partial(row_by_row, with_sink),
     "linformer": projected_keys,
+    "lsh": partial(row_by_row, hashed),
     "moba": partial(row_by_row, routed),
     "monarch": alternating,
+    "mra2": resolved,
+    "nsa": through_three_branches,
     "nystrom": through_landmarks,
+    "routing": clustered,
+    "scatterbrain": with_features_outside,
     "sparsemax": partial(row_by_row, partial(thresholded, 2.0)),
     "temperature": partial(row_by_row, cooled),
     "top_k": partial(row_by_row, largest),
@@ -324,6 +515,7 @@ PARAMETERS: dict[str, list[dict[str, int]]] = {
         {"block": 3, "rank": 3},
         {"block": 4, "rank": 2},
     ],
+    "h_transformer": [{"half_block": 1}, {"half_block": 2}, {"half_block": 3}, {"half_block": 30}],
     "dilated": [
         {"segment": 1, "levels": 4},
         {"segment": 3, "levels": 1},
@@ -342,7 +534,26 @@ PARAMETERS: dict[str, list[dict[str, int]]] = {
         {"block": 4, "steps": 3},
         {"block": 64, "steps": 2},
     ],
+    "mra2": [
+        {"block": 1, "refined": 2},
+        {"block": 3, "refined": 1},
+        {"block": 4, "refined": 2},
+        {"block": 2, "refined": 50},
+    ],
+    "scatterbrain": [
+        {"window": 1, "features": 4},
+        {"window": 4, "features": 16},
+        {"window": 5, "features": 1},
+        {"window": 60, "features": 2},
+    ],
     "shifted_window": [{"window": 1}, {"window": 4}, {"window": 5}, {"window": 60}],
+    "shifted_window_2d": [
+        {"window": 1, "grid_width": 4},
+        {"window": 2, "grid_width": 5},
+        {"window": 3, "grid_width": 4},
+        {"window": 4, "grid_width": 1},
+        {"window": 60, "grid_width": 30},
+    ],
     "linformer": [{"projected": 1}, {"projected": 5}],
     "moba": [
         {"block": 1, "selected": 4},
@@ -357,7 +568,28 @@ PARAMETERS: dict[str, list[dict[str, int]]] = {
         {"window": 3, "dilation": 4},
         {"window": 30, "dilation": 3},
     ],
+    "lsh": [
+        {"chunk": 1, "rounds": 1},
+        {"chunk": 2, "rounds": 3},
+        {"chunk": 4, "rounds": 2},
+        {"chunk": 64, "rounds": 1},
+    ],
+    "nsa": [
+        {"stride": 1, "compressed": 1, "merged": 1, "selected": 3, "window": 2},
+        {"stride": 1, "compressed": 2, "merged": 3, "selected": 1, "window": 1},
+        {"stride": 2, "compressed": 2, "merged": 1, "selected": 2, "window": 3},
+        {"stride": 2, "compressed": 3, "merged": 2, "selected": 0, "window": 30},
+        {"stride": 30, "compressed": 1, "merged": 1, "selected": 1, "window": 4},
+    ],
+    "neighborhood_2d": [
+        {"window": 1, "dilation": 1, "grid_width": 4},
+        {"window": 2, "dilation": 1, "grid_width": 5},
+        {"window": 3, "dilation": 2, "grid_width": 6},
+        {"window": 3, "dilation": 1, "grid_width": 1},
+        {"window": 30, "dilation": 2, "grid_width": 30},
+    ],
     "nystrom": [{"landmarks": 1}, {"landmarks": 4}, {"landmarks": 64}],
+    "routing": [{"members": 1}, {"members": 2}, {"members": 5}, {"members": 64}],
     "sink_window": [
         {"window": 1, "sinks": 2},
         {"window": 4, "sinks": 3},
@@ -368,10 +600,21 @@ PARAMETERS: dict[str, list[dict[str, int]]] = {
     "top_k": [{"kept": 1}, {"kept": 4}, {"kept": 30}],
     "two_level": [{"block": 1}, {"block": 4}, {"block": 30}],
 }
-ONE_MASK_ONLY = dict.fromkeys(("moba", "sink_window"), True) | dict.fromkeys(
-    ("bigbird", "linformer", "monarch", "nystrom", "shifted_window"), False
+ONE_MASK_ONLY = dict.fromkeys(("moba", "nsa", "sink_window"), True) | dict.fromkeys(
+    ("bigbird", "linformer", "monarch", "mra2", "nystrom", "shifted_window", "shifted_window_2d"), False
 )
-SELF_ATTENTION = {"bigbird", "dilated", "monarch", "neighborhood", "nystrom", "shifted_window", "two_level"}
+SELF_ATTENTION = {
+    "bigbird",
+    "dilated",
+    "h_transformer",
+    "monarch",
+    "neighborhood",
+    "neighborhood_2d",
+    "nystrom",
+    "shifted_window",
+    "shifted_window_2d",
+    "two_level",
+}
 SIZES = [(0, 0), (1, 1), (7, 7), (21, 21), (3, 20), (20, 3), (1, 19), (5, 0), (0, 5)]
 
 
@@ -407,7 +650,12 @@ def by_hand(name: str, q: Tensor, k: Tensor, *, causal: bool, parameters: dict[s
     if tokens and kv_tokens:
         for item, head in product(range(q.shape[0]), range(heads)):
             queries, keys = q[item, head].tolist(), k[item, head * k.shape[1] // heads].tolist()
-            rows = WEIGHTS[name](queries, keys, positions, causal=causal, head=head, heads=heads, **parameters)
+            others: dict[str, Any] = {}
+            if DEFINITIONS[name].by_group:
+                group = heads // k.shape[1]
+                others = {"group": q[item, head // group * group :][:group].tolist()}
+            options = {"causal": causal, "head": head, "heads": heads} | parameters | others
+            rows = WEIGHTS[name](queries, keys, positions, **options)
             weights[item, head] = torch.tensor(rows, dtype=torch.float64)
     return weights
 
@@ -499,6 +747,19 @@ def test_a_far_segment_is_one_pair(name: str, causal: bool, parameters: dict[str
         assert DEFINITIONS[name].visible_pairs(problem, **parameters) == len(pairs)
 
 
+@pytest.mark.parametrize(("name", "causal", "parameters"), forms(["h_transformer"]), ids=label)
+@pytest.mark.parametrize("tokens", [0, 1, 7, 21, 64])
+def test_two_stretches_are_one_pair(name: str, causal: bool, parameters: dict[str, int], tokens: int) -> None:
+    def stretches(i: int, j: int) -> tuple[int, int, int]:
+        size, block = 1, 2 * parameters["half_block"]
+        while abs(i // (block * size) - j // (block * size)) > 1:
+            size *= 2
+        return size, i // size, j // size
+
+    pairs = {stretches(i, j) for i, j in product(range(tokens), range(tokens)) if j <= i or not causal}
+    assert DEFINITIONS[name].visible_pairs(Problem(tokens, causal=causal), **parameters) == len(pairs)
+
+
 @pytest.mark.parametrize(("name", "causal", "parameters"), forms(["dilated"]), ids=label)
 @pytest.mark.parametrize("tokens", [0, 1, 7, 21])
 def test_a_pair_counts_in_every_level_that_holds_it(
@@ -525,10 +786,40 @@ def test_all_pairs_are_scored(name: str, causal: bool, pairs: int) -> None:
         ("nystrom", {"landmarks": 2}, 6 * 2 + 2 * 6),
         ("nystrom", {"landmarks": 64}, 6 * 6 + 6 * 6),
         ("two_level", {"block": 4}, 4 * (4 + 1) + 2 * (2 + 1)),
+        ("mra2", {"block": 2, "refined": 2}, 6 * 2 * 2 + 3),  # six blocks of the nine, and the means of the others
+        ("mra2", {"block": 2, "refined": 9}, 6 * 6),
+        # within a window of 2 on either side 16 pairs; all tokens have one outside: 4 features for query and key
+        ("scatterbrain", {"window": 2, "features": 4}, 16 + 6 * 4),
+        ("scatterbrain", {"window": 8, "features": 4}, 36 - 2 + 2 * 4),  # the first and the last token
     ],
 )
 def test_pairs_with_what_stands_for_the_keys(name: str, parameters: dict[str, int], pairs: int) -> None:
     assert DEFINITIONS[name].visible_pairs(Problem(6), **parameters) == pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "causal", "parameters", "pairs"),
+    [
+        # 4 buckets: in two rounds half of what a query may see, and one key at least
+        ("lsh", False, {"chunk": 4, "rounds": 2}, 6 * 3),
+        ("lsh", True, {"chunk": 4, "rounds": 2}, 1 + 1 + 1 + 2 + 2 + 3),
+        # two clusters of three queries and three keys
+        ("routing", False, {"members": 4}, 2 * 3 * 3),
+        ("routing", True, {"members": 4}, 0 + 1 + 1 + 2 + 2 + 3),
+        ("routing", True, {"members": 3}, 0 + 1 + 1 + 2 + 2 + 3),
+        # compressed, own block, two past blocks, window
+        (
+            "nsa",
+            True,
+            {"stride": 1, "compressed": 2, "merged": 2, "selected": 0, "window": 3},
+            (0 + 1 + 2 + 3 + 4 + 5) + (1 + 2 + 1 + 2 + 1 + 2) + (0 + 0 + 2 + 2 + 4 + 4) + (1 + 2 + 3 + 3 + 3 + 3),
+        ),
+    ],
+)
+def test_pairs_that_depend_on_the_inputs_count_as_if_even(
+    name: str, causal: bool, parameters: dict[str, int], pairs: int
+) -> None:
+    assert DEFINITIONS[name].visible_pairs(Problem(6, causal=causal), **parameters) == pairs
 
 
 # ---- pictures: a row is a query, a column a key
@@ -563,6 +854,31 @@ def test_pairs_with_what_stands_for_the_keys(name: str, parameters: dict[str, in
         ("hybrid", True, {"full_heads": 400, "window": 2}, "...xx. ....xx"),
         ("shifted_window", False, {"window": 4}, "xx..... xx..... ..xxxx. ..xxxx. ..xxxx. ..xxxx. ......x"),
         ("shifted_window", False, {"window": 3}, "x.... .xxx. .xxx. .xxx. ....x"),
+        # an image of three columns, its third line of two pixels
+        (
+            "shifted_window_2d",
+            False,
+            {"window": 2, "grid_width": 3},
+            "x....... .xx..... .xx..... ...x..x. ....xx.x ....xx.x ...x..x. ....xx.x",
+        ),
+        (
+            "neighborhood_2d",
+            False,
+            {"window": 2, "dilation": 1, "grid_width": 3},
+            "xx.xx... xx.xx... .xx.xx.. xx.xx... xx.xx... .xx.xx.. ...xx.xx ...xx.xx",
+        ),
+        (
+            "neighborhood_2d",
+            True,
+            {"window": 2, "dilation": 1, "grid_width": 3},
+            "x....... xx...... .xx..... x..x.... xx.xx... .xx.xx.. ...x..x. ...xx.xx",
+        ),
+        (
+            "neighborhood_2d",
+            False,
+            {"window": 2, "dilation": 2, "grid_width": 3},
+            "x.x...x. .x.....x x.x...x. ...x.x.. ....x... ...x.x.. x.x...x. .x.....x",
+        ),
         ("moba", True, {"block": 2, "selected": 1}, "x.... xx... ..x.. ..xx. ....x"),
         ("moba", True, {"block": 2, "selected": 9}, "x.... xx... xxx.. xxxx. xxxxx"),
     ],
@@ -580,6 +896,8 @@ def test_heads_of_one_definition_see_different_keys() -> None:
     assert (hybrid != 0).sum((2, 3)).tolist() == [[15, 5, 5, 5]] * 2
     shifted = seen_weights("shifted_window", q, k, causal=False, parameters={"window": 4})
     assert (shifted != 0).sum((2, 3)).tolist() == [[16 + 1] * 2 + [4 + 9] * 2] * 2
+    square = seen_weights("shifted_window_2d", q, k, causal=False, parameters={"window": 2, "grid_width": 3})
+    assert (square != 0).sum((2, 3)).tolist() == [[16 + 1] * 2 + [1 + 4 + 1 + 1] * 2] * 2
     dilated = seen_weights("dilated", q, k, causal=False, parameters={"segment": 1, "levels": 3})
     assert torch.equal(dilated, torch.eye(5, dtype=torch.float64).expand_as(dilated))
 
@@ -637,14 +955,25 @@ def softmax_output(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         ("monarch", {"block": 64, "steps": 3}),
         ("monarch", {"block": 1, "steps": 2}),
         ("shifted_window", {"window": 18}),
+        ("shifted_window_2d", {"window": 18, "grid_width": 4}),
+        ("neighborhood_2d", {"window": 9, "dilation": 1, "grid_width": 9}),
+        ("neighborhood_2d", {"window": 9, "dilation": 1, "grid_width": 1}),
         ("two_level", {"block": 1}),
         ("two_level", {"block": 9}),
+        ("h_transformer", {"half_block": 3}),
+        ("h_transformer", {"half_block": 40}),
+        ("mra2", {"block": 9, "refined": 1}),
+        ("mra2", {"block": 2, "refined": 5}),
+        ("mra2", {"block": 1, "refined": 1}),
+        ("scatterbrain", {"window": 18, "features": 1}),
         ("sink_window", {"window": 9, "sinks": 0}),
         ("sink_window", {"window": 1, "sinks": 9}),
         ("neighborhood", {"window": 9, "dilation": 1}),
         ("bigbird", {"block": 4, "random": 0}),
         ("bigbird", {"block": 1, "random": 9}),
         ("moba", {"block": 2, "selected": 5}),
+        ("routing", {"members": 9}),
+        ("lsh", {"chunk": 9, "rounds": 64}),
     ],
 )
 def test_full_attention_at_the_end_of_the_parameters(name: str, parameters: dict[str, int]) -> None:
@@ -654,6 +983,43 @@ def test_full_attention_at_the_end_of_the_parameters(name: str, parameters: dict
     for causal in {form[1] for form in forms([name])}:
         got = DEFINITIONS[name].reference(q, k, v, causal=causal, parameters=parameters)
         torch.testing.assert_close(got, softmax_output(q, k, v, causal=causal), rtol=1e-10, atol=1e-11)
+
+
+def test_lsh_puts_a_scaled_key_into_the_same_bucket_and_its_opposite_into_another() -> None:
+    q, k, _ = inputs(1, 1, heads=1)
+    for scale, seen in [(1.0, 1), (1e6, 1), (1e-6, 1), (-1.0, 0)]:
+        for position in (0, 1):  # as the own key, which is seen in any case, and as another
+            keys = torch.cat((scale * q, k), 2) if position else scale * q
+            weights = seen_weights("lsh", q, keys, causal=True, parameters={"chunk": 4, "rounds": 5})[..., 0]
+            assert bool((weights > 0).all()) == bool(seen or not position)
+
+
+def test_lsh_sees_the_chunk_before_but_none_further_back() -> None:
+    q = torch.ones(1, 1, 7, 3, dtype=torch.float64)
+    for causal, last in [(False, ".....xx"), (True, ".....xx")]:
+        weights = seen_weights("lsh", q, q, causal=causal, parameters={"chunk": 1, "rounds": 2})
+        assert "".join(".x"[bool(seen)] for seen in weights[0, 0, -1] != 0) == last
+    weights = seen_weights("lsh", q, q, causal=True, parameters={"chunk": 2, "rounds": 2})
+    assert (weights[0, 0] != 0).sum(-1).tolist() == [1, 2, 3, 4, 3, 4, 3]
+
+
+def test_routing_leaves_out_tokens_that_no_cluster_holds_and_means_over_those_that_do() -> None:
+    q, k, _ = inputs(12, 12)
+    sums = seen_weights("routing", q, k, causal=False, parameters={"members": 3}).sum(-1)
+    assert bool(torch.isclose(sums, torch.ones_like(sums)).logical_or(sums == 0).all())
+    assert 0 < int((sums == 0).sum()) < sums.numel()
+
+
+def test_nsa_selects_for_a_whole_group_of_heads() -> None:
+    q, k, _ = inputs(21, 21)
+    parameters = {"stride": 1, "compressed": 1, "merged": 1, "selected": 2, "window": 1}
+    together = seen_weights("nsa", q, k, causal=True, parameters=parameters)
+    alone = seen_weights("nsa", q, k.expand(-1, 3, -1, -1), causal=True, parameters=parameters)
+    assert not torch.allclose(together, alone)
+    alike = q[:, :1].expand(-1, 3, -1, -1)
+    together = seen_weights("nsa", alike, k, causal=True, parameters=parameters)
+    alone = seen_weights("nsa", alike, k.expand(-1, 3, -1, -1), causal=True, parameters=parameters)
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
 
 
 def test_alibi_is_softmax_of_the_distance_where_all_scores_are_equal() -> None:
@@ -827,3 +1193,71 @@ def test_two_level_sees_its_own_block_and_means() -> None:
         assert alike.tolist() == [a == b for a, b in zip(last_row, last_row[1:], strict=False)]
     pairs = DEFINITIONS["two_level"].visible_pairs(Problem(7, causal=True), block=3)
     assert pairs == (1 + 2 + 3) + (2 + 3 + 4) + 3  # in the third block one token, which sees two blocks
+
+
+@pytest.mark.parametrize(
+    ("half_block", "last_row", "causal"),
+    [(1, "aaaabbbbccddefgh", True), (1, "aaaabbbbccddefgh", False), (2, "aabbccddefghijkl", True), (4, None, False)],
+)
+def test_h_transformer_stretches_double_with_the_distance(half_block: int, last_row: str | None, causal: bool) -> None:
+    drawn = last_row or "abcdefghijklmnop"
+    q, k, _ = inputs(16, 16)
+    row = seen_weights("h_transformer", q, k, causal=causal, parameters={"half_block": half_block})[0, 0, -1]
+    alike = torch.isclose(row[1:], row[:-1], rtol=1e-12, atol=0)
+    assert alike.tolist() == [a == b for a, b in zip(drawn, drawn[1:], strict=False)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_h_transformer_queries_of_a_stretch_are_one(causal: bool) -> None:
+    q, k, _ = inputs(16, 16)
+    weights = seen_weights("h_transformer", q, k, causal=causal, parameters={"half_block": 1})[0, 0]
+    far = weights[12:, 0] / weights[12:, 4]  # two stretches of level 2
+    torch.testing.assert_close(far, far[:1].expand(4), rtol=1e-12, atol=0)
+    nearer = weights[14:, 8] / weights[14:, 10]  # two stretches of level 1
+    torch.testing.assert_close(nearer[0], nearer[1], rtol=1e-12, atol=0)
+    asked = q[0, 0, 12] if causal else q[0, 0, 12:].mean(0)
+    keys = k[0, 0, :8].unflatten(0, (2, 4)).mean(1)
+    torch.testing.assert_close(far[0].log(), (keys[0] - keys[1]) @ asked / 3**0.5, rtol=1e-10, atol=1e-12)
+
+
+def test_equal_means_refine_the_earlier_block_in_mra2() -> None:
+    q, k = logits_of(-2, 2, -1, 1, 1e-9, 1e-9)  # no mean is larger by as much as 2 to the power of -20
+    for refined, expected in [(1, (-2, 2, 0, 0, 0, 0)), (2, (-2, 2, -1, 1, 0, 0))]:
+        weights = seen_weights("mra2", q, k, causal=False, parameters={"block": 2, "refined": refined})[0, 0, 0]
+        torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64).softmax(0), rtol=1e-8, atol=0)
+
+
+def test_mra2_refines_over_the_whole_matrix_and_not_so_many_in_each_row() -> None:
+    q = torch.tensor([0.0, 0, 1, 1], dtype=torch.float64)[None, None, :, None]
+    k = torch.tensor([0.0, 2, 3, 5, 1, 7, 2, 2], dtype=torch.float64)[None, None, :, None]
+    # the first two rows have four equal logits: all are refined, and none is left for the others
+    weights = seen_weights("mra2", q, k, causal=False, parameters={"block": 2, "refined": 2})[0, 0]
+    torch.testing.assert_close(weights[0], torch.full((8,), 1 / 8, dtype=torch.float64))
+    means = torch.tensor([1, 1, 4, 4, 4, 4, 2, 2], dtype=torch.float64)
+    torch.testing.assert_close(weights[3], means.softmax(0))
+    more = seen_weights("mra2", q, k, causal=False, parameters={"block": 2, "refined": 3})[0, 0, 3]
+    torch.testing.assert_close(more, torch.tensor([1, 1, 3, 5, 1, 7, 2, 2], dtype=torch.float64).softmax(0))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scatterbrain_is_softmax_within_its_window_and_favor_without(causal: bool) -> None:
+    q, k, _ = inputs(12, 12)
+    got = seen_weights("scatterbrain", q, k, causal=causal, parameters={"window": 4, "features": 8})[:, :, 9]
+    exact = seen_weights("full", q, k, causal=causal)[:, :, 9]
+    drawn = seen_weights("favor", q, k, causal=causal, parameters={"features": 8})[:, :, 9]
+    inside, outside = (slice(7, 9), slice(0, 6))
+    for part, other in ((inside, exact), (outside, drawn)):
+        ratio = got[..., part] / other[..., part]
+        torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), rtol=1e-10, atol=0)
+
+
+def test_scatterbrain_nears_softmax_with_many_features() -> None:
+    q, k, v = inputs(12, 12)
+    errors = [
+        DEFINITIONS["scatterbrain"]
+        .reference(q / 2, k / 2, v, causal=False, parameters={"window": 4, "features": features})
+        .sub(softmax_output(q / 2, k / 2, v, causal=False))
+        .norm()
+        for features in (3, 150, 7500)
+    ]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]

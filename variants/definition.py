@@ -52,6 +52,7 @@ class Definition:
     products that the formula itself asks for; `flops_per_head` replaces 4 * head_dim per pair.
     `default` names the variant to begin with.
     `constraint(**parameters)` says why parameters do not go together, or None.
+    Where query heads of one key-value head choose together, `by_group` has the oracle told `group`, how many they are.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Definition:
     normalised: bool = True
     flops_per_head: Callable[..., int] | None = None
     constraint: Callable[..., str | None] | None = None
+    by_group: bool = False
 
     def resolve(self, given: Parameters | None = None) -> dict[str, int]:
         """Every parameter with its given or default value; `InvalidParameter` for an unknown name."""
@@ -96,7 +98,8 @@ class Definition:
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         if rows is None:
             rows = torch.arange(q.shape[2], device=q.device)
-        return self.oracle(q, k, v, rows, causal=causal, **self.resolve(parameters))
+        chosen = self.resolve(parameters) | ({"group": group} if self.by_group else {})
+        return self.oracle(q, k, v, rows, causal=causal, **chosen)
 
     def useful_flops(self, problem: Problem, parameters: Parameters | None = None) -> int:
         """FLOPs that the formula asks for, over batch and heads; training adds the backward pass."""
