@@ -16,13 +16,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help bench test test-slow check wheel-check docs
+# A machine with a card may have no way to install anything: then its own Python, with torch and the rest, must do.
+GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON))
+GPU_RESULTS ?= results-gpu
+GPU_SECONDS ?= 540
+
+.PHONY: help bench test test-slow check wheel-check docs gpu
 
 help:
 	@echo "make bench        measure, track, publish and choose on this machine"
 	@echo "make test         the tests; make test-slow: those that take minutes"
 	@echo "make check        format, lint, types, generated documents"
 	@echo "make wheel-check  build the wheel and import it in a fresh environment"
+	@echo "make gpu          check and measure everything on a CUDA card, within ten minutes; again to go on"
 	@echo "make docs         write the generated documents"
 
 # pip builds in an environment of its own, which obeys these and not `-c`; from pip 25.3 on, the second alone.
@@ -50,6 +56,9 @@ bench: $(INSTALLED)
 # One thread in each worker: two workers with two threads each would wait for one another.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+gpu:
+	$(GPU_PYTHON) -m attnscape gpu --out $(GPU_RESULTS) --seconds $(GPU_SECONDS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -16,6 +16,7 @@ REFILL_UP_TO_SECONDS: Final = 2.0
 idle may have been taken back by the system (seen: 260,000 page faults in the first call after a pause)."""
 
 CUDA_CALLS: Final = 10
+HOT_SAMPLES: Final = 5
 CPU_TIMER: Final = "wall and process CPU time, warm"
 CUDA_TIMER: Final = "CUDA events, L2 flushed before each call"
 
@@ -89,3 +90,26 @@ class CudaClock:
             minor_faults=after.ru_minflt - before.ru_minflt,
             latency_seconds=latency,
         )
+
+    def measure_hot(self, call: Callable[[], Any]) -> float:
+        """Seconds of a call replayed as a graph, caches warm: no host, no launches. Raises what a capture raises."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # what a first call allocates or chooses may not happen in a capture
+                call()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                call()
+            graph.replay()
+            samples: list[float] = []
+            for _ in range(HOT_SAMPLES):
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                for _ in range(CUDA_CALLS):
+                    graph.replay()
+                stop.record()
+                stop.synchronize()
+                samples.append(float(start.elapsed_time(stop)) / 1e3 / CUDA_CALLS)
+        return median(samples)

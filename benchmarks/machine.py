@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import platform
 import time
@@ -15,6 +16,8 @@ from variants.dtypes import TORCH_DTYPES
 
 CEILING_SECONDS = 0.25
 COPY_BYTES = 256 * 2**20
+LAUNCHES = 1000
+FAULTED_BYTES = 32 * 2**20
 
 
 def describe_machine(device: str, threads: int, allocator: str) -> dict[str, Any]:
@@ -117,34 +120,72 @@ def describe_gpu(device: str) -> dict[str, Any]:
 
 
 def measure_ceilings(device: str) -> dict[str, Any]:
-    """The fastest matmul of each dtype (FLOP/s) and the fastest copy (bytes/s, read and written).
+    """The fastest matmul of each dtype (FLOP/s) and copy (bytes/s, read and written), one operator, one page fault.
 
     On a CPU also one thread's matmul times the threads, where that is more: while other processes run,
     threads wait for one another, and a ceiling that is too low would refuse true figures.
     """
     cuda = device.startswith("cuda")
-    size = 8192 if cuda else 1024
+    matmul_flops = {name: _matmul_ceiling(dtype, device, cuda) for name, dtype in TORCH_DTYPES.items()}
+    if not cuda:  # a kernel may widen a type that the processor lacks, and be faster than its matmul
+        for name in ("bfloat16", "float16"):
+            matmul_flops[name] = max(matmul_flops[name], matmul_flops["float32"])
+    source = torch.ones((8 if cuda else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
+    del source, target
+    found = {
+        "matmul_flops": matmul_flops,
+        "copy_bytes_per_second": copied,
+        "launch_seconds": measure_launch(device),
+    }
+    return found if cuda else found | {"fault_seconds": measure_fault()}
+
+
+def _matmul_ceiling(dtype: torch.dtype, device: str, cuda: bool) -> float:
     threads = torch.get_num_threads()
-    matmul_flops = {}
-    for name, dtype in TORCH_DTYPES.items():
+    best = 0.0
+    # The larger product comes nearer to the ceiling, but takes seconds in a type that the processor emulates.
+    for size in (2048, 8192) if cuda else (256, 1024):
         a = torch.randn(size, size, device=device).to(dtype)
 
         def multiply(a: torch.Tensor = a) -> torch.Tensor:
             return torch.mm(a, a)
 
-        seconds = _fastest(multiply, cuda)
-        if not cuda:
+        seconds = _fastest(multiply, device)
+        slow = 64 * seconds > CEILING_SECONDS
+        if not cuda and not slow:
             torch.set_num_threads(1)
-            seconds = min(seconds, _fastest(multiply, cuda) / threads)
+            seconds = min(seconds, _fastest(multiply, device) / threads)
             torch.set_num_threads(threads)
-        matmul_flops[name] = 2 * size**3 / seconds
-    source = torch.ones((8 if cuda else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), cuda)
-    return {"matmul_flops": matmul_flops, "copy_bytes_per_second": copied}
+        best = max(best, 2 * size**3 / seconds)
+        if slow:
+            break
+    return best
 
 
-def _fastest(call: Callable[[], Any], cuda: bool) -> float:
+def measure_launch(device: str) -> float:
+    """Seconds that one operator of a program costs at least: a kernel's launch on CUDA, a dispatch on the CPU."""
+    number = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(LAUNCHES):
+            number.add_(1)
+
+    return _fastest(launch, device) / LAUNCHES
+
+
+def measure_fault() -> float:
+    """Seconds for one page that the system hands to this process at its first touch."""
+
+    def touch() -> None:
+        with mmap.mmap(-1, FAULTED_BYTES) as memory:
+            memory[:: mmap.PAGESIZE] = bytes(FAULTED_BYTES // mmap.PAGESIZE)
+
+    return _fastest(touch, "cpu") / (FAULTED_BYTES // mmap.PAGESIZE)
+
+
+def _fastest(call: Callable[[], Any], device: str) -> float:
     """The shortest of the calls that fit a quarter of a second: a ceiling is a best case."""
     call()
     best = float("inf")
@@ -152,8 +193,8 @@ def _fastest(call: Callable[[], Any], cuda: bool) -> float:
     while time.perf_counter() - begin < CEILING_SECONDS:
         start = time.perf_counter()
         call()
-        if cuda:
-            torch.cuda.synchronize()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
 

@@ -5,45 +5,96 @@ is a deprecated wrapper.
 """
 
 import importlib
+from collections.abc import Callable, Sequence
+from statistics import median
 from types import ModuleType
 from typing import Any
 
 BRAKES = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 """Clock event reasons under which a sample is not of the card but of its cooling or supply."""
 
+POWER_CAP = "SwPowerCap"
+"""The card's own power limit: it belongs to the card, so samples under it count, and are tagged."""
+
 
 def read_card(uuid: str, nvml: ModuleType | None = None) -> dict[str, float | str]:
     """Clocks (MHz), temperature (°C), power (W) and clock event reasons of the card with that UUID.
 
-    What a card or driver does not tell is left out; without NVML the dictionary names that.
+    What a card, a slice of one, a driver or an old module does not tell is left out; without NVML
+    the dictionary names that.
     """
     nvml = nvml or importlib.import_module("pynvml")  # imported on machines with a card only
     try:
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
     except nvml.NVMLError as error:
         return {"nvml": str(error)}
-    state: dict[str, float | str] = {}
-    for name, call in _readings(nvml, handle).items():
-        try:
-            state[name] = call()
-        except nvml.NVMLError:  # not supported by this card: left out, as documented
-            continue
-    nvml.nvmlShutdown()
+    try:
+        handle, is_slice = handle_of(uuid, nvml)
+        state: dict[str, float | str] = {"slice": "MIG"} if is_slice else {}
+        for name, call in _readings(nvml, handle).items():
+            value = reading(nvml, call)
+            if value is not None:
+                state[name] = value
+    except nvml.NVMLError as error:
+        return {"nvml": str(error)}
+    finally:
+        nvml.nvmlShutdown()
     return state
 
 
-def _readings(nvml: Any, handle: Any) -> dict[str, Any]:
+def handle_of(uuid: str, nvml: Any) -> tuple[Any, bool]:
+    """NVML's handle of a card, and whether only a slice of it is ours; then the handle is the whole card's.
+
+    Raises NVMLError. torch gives a slice's UUID without the prefix that tells it from a card's.
+    """
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid), False
+    except nvml.NVMLError as error:
+        try:
+            part = nvml.nvmlDeviceGetHandleByUUID(uuid.replace("GPU-", "MIG-", 1))
+        except nvml.NVMLError:
+            raise error from None
+        return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part), True
+
+
+def reading(nvml: Any, call: Callable[[], float | str]) -> float | str | None:
+    """One reading, or None where the card, the driver or the module does not have it."""
+    try:
+        return call()
+    except (nvml.NVMLError, AttributeError):
+        return None
+
+
+def _readings(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
     return {
         "sm_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
         "memory_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
         "sm_max_mhz": lambda: float(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
         "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        "power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        "power_limit_watts": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "power_watts": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        "power_limit_watts": lambda: float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+        "memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
         "clock_events": lambda: ", ".join(event_names(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))),
         "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
     }
+
+
+def joined(states: Sequence[dict[str, float | str]]) -> dict[str, float | str]:
+    """The readings of several samples as one: of numbers the median, of clocks the extremes too; shares of caps."""
+    found: dict[str, float | str] = {}
+    for name in dict.fromkeys(name for state in states for name in state):
+        values = [state[name] for state in states if name in state]
+        numbers = [value for value in values if isinstance(value, float)]
+        if len(numbers) < len(values):
+            texts = [part for value in values for part in str(value).split(", ") if part]
+            found[name] = ", ".join(dict.fromkeys(texts))
+            continue
+        found[name] = median(numbers)
+        if name.endswith("_mhz") and "max" not in name:
+            found[f"{name}_min"], found[f"{name}_max"] = min(numbers), max(numbers)
+    if events := [str(state["clock_events"]) for state in states if "clock_events" in state]:
+        found["power_capped_share"] = sum(POWER_CAP in event for event in events) / len(events)
+    return found
 
 
 def event_names(nvml: Any, mask: int) -> list[str]:

@@ -1,0 +1,139 @@
+"""What a machine with a CUDA card is asked first: whether every kernel is right there, and the named speeds reached.
+
+Stages in the order of their worth, each with its share of the time; every row is on the disk at
+once, so that a second run goes on where the first one stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from benchmarks.campaign import TIMED_INPUTS, Outcome, Progress, Request, require_device, run_campaign, usable_threads
+from benchmarks.lengths import parse_lengths
+from benchmarks.sweep import Settings
+from variants import Problem
+from variants.catalogue import load, names
+from variants.definition import Definition
+
+PROOF_INPUTS: Final = "smooth"
+"""Not the inputs that are timed: of these the errors alone are wanted."""
+
+TIMEOUT_SECONDS: Final = 90.0
+WITH_A_DENSE_MASK: Final = ("local_window/masked",)
+"""Its mask alone would take a gigabyte at the length where windows are compared."""
+
+SCANS: Final = ("linear_scan", "retention", "lightning", "gated_linear", "delta_rule", "gated_delta_rule")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Cases under one name, with their share of the time."""
+
+    name: str
+    share: float
+    variants: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    inputs: tuple[str, ...] = (TIMED_INPUTS,)
+    parameters: dict[str, int] = field(default_factory=dict)
+    energy: bool = False
+
+    def request(self) -> Request:
+        """What `run_campaign` takes."""
+        return Request(self.variants, self.problems, self.inputs, self.parameters, by_variant=True)
+
+
+def cuda_variants() -> tuple[str, ...]:
+    """Every variant that declares CUDA, those for nothing else first; what cannot run becomes a row with its reason."""
+    found = [name for name in names() if "cuda" in load(name).devices]
+    return tuple(sorted(found, key=lambda name: "cpu" in load(name).devices))
+
+
+def stages(device: str) -> list[Stage]:
+    """All stages on a card."""
+    every = cuda_variants()
+
+    def of(*definitions: str) -> tuple[str, ...]:
+        return tuple(name for name in every if name.partition("/")[0] in definitions)
+
+    def shapes(tokens: Sequence[int], causal: Sequence[bool] = (True,), **fields: object) -> tuple[Problem, ...]:
+        options = {"heads": 16, "head_dim": 128, "dtype": "bfloat16", "device": device} | fields
+        return tuple(Problem.of_length(length, causal=mask, **options) for length in tokens for mask in causal)  # type: ignore[arg-type]  # fields are checked at construction
+
+    trains = [name for name in every if "training" in load(name).modes]
+    landscape = [
+        problem
+        for length in parse_lengths("256:131072")
+        for head_dim in (64, 128)
+        for mode in ("forward", "training", "decode")
+        for problem in shapes([length], (True, False), head_dim=head_dim, mode=mode)
+    ]
+    fused = of("memory_efficient")
+    windows = tuple(name for name in of("local_window") if name not in WITH_A_DENSE_MASK)
+    crossing = of("linear_scan", "retention", "blockwise_low_rank", "memory_efficient")
+    proofs = (proof_problems(device, "training"), proof_problems(device, "forward"))
+    return [
+        Stage("right, with gradients", 0.30, tuple(trains), proofs[0], (PROOF_INPUTS,)),
+        Stage("right", 0.05, tuple(name for name in every if name not in trains), proofs[1], (PROOF_INPUTS,)),
+        Stage("exact", 0.10, fused, shapes([16384, 4096])),
+        Stage("window", 0.10, (*windows, *fused), shapes([32768]), parameters=window_of(2048)),
+        Stage("crossing", 0.20, crossing, shapes([4096, 8192, 16384])),
+        Stage("scans", 0.05, of(*SCANS), shapes([16384])),
+        Stage("energy", 0.10, (*fused, *windows), shapes([8192]), energy=True),
+        Stage("landscape", 0.10, every, tuple(landscape)),
+    ]
+
+
+def window_of(width: int) -> dict[str, int]:
+    """The window's parameter, as the definition calls it."""
+    definition: Definition = load("local_window/tiled").definition
+    (parameter,) = definition.parameters
+    return {parameter.name: width}
+
+
+def proof_problems(device: str, mode: str) -> tuple[Problem, ...]:
+    """Head sizes, lengths that are no multiple of a tile, grouped heads, other lengths of keys, both masks, half types.
+
+    Mode `training` proves the forward pass too.
+    """
+    sizes = [{"head_dim": size, "tokens": 333} for size in (32, 64, 128, 256)]
+    others = [{"tokens": 1}, {"tokens": 1000, "kv_heads": 2}, {"head_dim": 128, "tokens": 130, "kv_tokens": 700}]
+    by_type = {"bfloat16": [*sizes, *others], "float16": sizes[1:3]}
+    return tuple(
+        Problem(heads=4, dtype=dtype, device=device, causal=causal, mode=mode, **shape)
+        for dtype, shapes in by_type.items()
+        for shape in shapes
+        for causal in (True, False)
+    )
+
+
+def run_suite(
+    out: Path,
+    device: str,
+    seconds: float,
+    progress: Callable[[str], Progress],
+    chosen: Sequence[Stage] | None = None,
+) -> list[tuple[Stage, Outcome]]:
+    """Run the stages in about `seconds`; what one leaves of its share goes to the next.
+
+    Raises `InvalidRequest` without such a card, and `StoreError`.
+    """
+    require_device(device)
+    planned = list(stages(device) if chosen is None else chosen)
+    done = []
+    left, weight = seconds, sum(stage.share for stage in planned)
+    for stage in planned:
+        share = left * stage.share / weight
+        how = Settings(
+            seconds=share,
+            threads=usable_threads(),
+            timeout_seconds=TIMEOUT_SECONDS,
+            stop_after_seconds=share,
+            energy=stage.energy,
+        )
+        outcome = run_campaign(stage.request(), out, how, progress(stage.name), machine_device=device)
+        done.append((stage, outcome))
+        left, weight = max(0.0, left - outcome.seconds), weight - stage.share
+        if outcome.interrupted:
+            break
+    return done

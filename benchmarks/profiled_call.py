@@ -1,0 +1,46 @@
+"""One call of one case between the marks that nsys and ncu wait for: `python -m benchmarks.profiled_call CASE`.
+
+CASE is the JSON of a `benchmarks.measurement.Case`. Everything is set up and warm before the marks.
+"""
+
+import shlex
+import sys
+
+import msgspec
+import torch
+
+from benchmarks.measurement import Case
+from benchmarks.worker import WARM_UP_CALLS, Bench
+
+
+def commands(case: Case) -> dict[str, str]:
+    """The command lines of nsys and ncu that look at this call."""
+    target = (
+        f"{shlex.quote(sys.executable)} -m benchmarks.profiled_call {shlex.quote(msgspec.json.encode(case).decode())}"
+    )
+    stem = f"{case.variant.replace('/', '-')}-{max(case.tokens, case.kv_tokens)}"
+    return {
+        "nsys": f"nsys profile --trace cuda,nvtx --capture-range cudaProfilerApi -o {stem} {target}",
+        "ncu": f"ncu --set full --nvtx --profile-from-start off --target-processes all -o {stem} {target}",
+    }
+
+
+def main(words: list[str]) -> None:
+    """Set the case up, warm it up, and run it once between the marks."""
+    case = msgspec.json.decode(words[0], type=Case)
+    bench = Bench("as it is")
+    bench.prepare(case, torch.get_num_threads(), True)
+    for _ in range(WARM_UP_CALLS):
+        bench.ranged_call()
+    cuda = case.problem().device_type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+    bench.ranged_call()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

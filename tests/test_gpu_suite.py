@@ -1,0 +1,136 @@
+"""What `attnscape gpu` would do on a card, and how it judges what was measured; nothing here needs one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import attnscape
+from benchmarks.campaign import Outcome, Request
+from benchmarks.gpu_suite import Stage, cuda_variants, proof_problems, run_suite, stages
+from reports.gpu_goals import Goal, goals
+from tests.results_builder import as_rows, case, line
+from variants import Problem
+from variants.catalogue import load, names
+
+
+def test_every_variant_for_cuda_is_proven_and_mapped() -> None:
+    wanted = {name for name in names() if "cuda" in load(name).devices}
+    by_name = {stage.name: stage for stage in stages("cuda")}
+    assert set(cuda_variants()) == wanted
+    assert set(by_name["landscape"].variants) == wanted
+    gradients, forward = (set(by_name[name].variants) for name in ("right, with gradients", "right"))
+    assert gradients | forward == wanted and not gradients & forward
+    assert all(("training" in load(name).modes) == (name in gradients) for name in wanted)
+    assert sum(stage.share for stage in by_name.values()) == pytest.approx(1.0)
+    assert "local_window/tiled" in by_name["window"].variants
+    assert by_name["window"].parameters == {"window": 2048}
+
+
+def test_every_stage_can_be_planned() -> None:
+    for stage in stages("cuda:1"):
+        assert all(problem.device == "cuda:1" for problem in stage.problems)
+        if stage.name in ("exact", "window", "scans"):
+            timed, untimed = stage.request().cases()
+            assert len(timed) == len(stage.variants) * len(stage.problems) and untimed == []
+    proof = proof_problems("cuda", "training")
+    assert {problem.head_dim for problem in proof} == {32, 64, 128, 256}
+    assert {problem.dtype for problem in proof} == {"bfloat16", "float16"}
+    assert {problem.mode for problem in proof} == {"training"}
+    assert any(problem.group > 1 for problem in proof)
+    assert any(problem.tokens != problem.kv_tokens for problem in proof)
+    assert all(problem.tokens % 16 for problem in proof if problem.tokens not in (1, 1000))
+
+
+def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def campaign(request: Request, out: Path, how: Any, progress: Any, *, machine_device: str) -> Outcome:
+        given.append((how.seconds, how.stop_after_seconds, how.energy))
+        return Outcome(seconds=1.0, interrupted=len(given) == 3)
+
+    monkeypatch.setattr("benchmarks.gpu_suite.run_campaign", campaign)
+    monkeypatch.setattr("benchmarks.gpu_suite.require_device", lambda _: None)
+    problem = (Problem(tokens=8),)
+    chosen = [Stage(str(number), 0.25, ("full",), problem, energy=number == 1) for number in range(4)]
+    done = run_suite(tmp_path, "cuda", 100.0, lambda _: lambda *_: None, chosen)
+    assert [stage.name for stage, _ in done] == ["0", "1", "2"]
+    assert given == [(25.0, 25.0, False), (33.0, 33.0, True), (49.0, 49.0, False)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_without_a_card_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnscape.main(["gpu", "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "CUDA" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_needs_no_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert attnscape.main(["gpu", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert all(stage.name in out for stage in stages("cuda"))
+
+
+# ---- goals
+
+
+def on_card(variant: str, tokens: int, seconds: float, *, exact: bool = False, **fields: Any) -> dict[str, Any]:
+    shape = {"heads": 16, "head_dim": 128, "dtype": "bfloat16", "device": "cuda", "causal": True}
+    a_case = case(variant, tokens, **shape | fields)
+    pairs = tokens * (tokens + 1) // 2
+    return line(a_case, exact=exact, seconds=seconds, useful_flops=4 * 16 * 128 * pairs)
+
+
+def judged(*lines: dict[str, Any]) -> dict[str, Goal]:
+    return {goal.name: goal for goal in goals(as_rows(lines))}
+
+
+def test_goals_are_open_without_figures() -> None:
+    found = judged(on_card("memory_efficient/sdpa_flash", 16384, 1.0, exact=True, head_dim=64))
+    assert len(found) == 7
+    assert all(goal.reached is None for goal in found.values())
+
+
+@pytest.mark.parametrize(("tflops", "reached"), [(599, False), (601, True)])
+def test_the_exact_goal_is_in_useful_flops(tflops: int, reached: bool) -> None:
+    flops = 4 * 16 * 128 * (16384 * 16385 // 2)
+    slow = on_card("full/matmul", 16384, 1.0, exact=True)
+    best = on_card("memory_efficient/sdpa_cudnn", 16384, flops / (tflops * 1e12), exact=True)
+    goal = judged(slow, best)["best exact variant, 16384 tokens"]
+    assert goal.reached is reached
+    assert goal.found == f"{tflops} TFLOP/s, memory_efficient/sdpa_cudnn"
+
+
+@pytest.mark.parametrize(("factor", "reached"), [(9.9, False), (10.5, True)])
+def test_the_window_is_held_against_the_best_full_attention(factor: float, reached: bool) -> None:
+    rows = [
+        on_card("memory_efficient/sdpa_flash", 32768, 0.020, exact=True),
+        on_card("memory_efficient/sdpa_cudnn", 32768, 0.015, exact=True),
+        on_card("local_window/triton", 32768, 0.015 / factor, parameters={"window": 2048}),
+        on_card("local_window/triton", 32768, 1e-9, parameters={"window": 256}),
+    ]
+    goal = judged(*rows)["window of 2048, 32768 tokens"]
+    assert goal.reached is reached
+    assert goal.found == f"{factor:.1f}× memory_efficient/sdpa_cudnn"
+
+
+def test_every_length_from_the_first_on_must_be_faster() -> None:
+    rows = []
+    for tokens, seconds in ((2048, 9.0), (4096, 0.9), (8192, 1.5)):
+        rows += [
+            on_card("memory_efficient/sdpa_flash", tokens, tokens / 4096, exact=True),
+            on_card("linear_scan/triton", tokens, seconds),
+            on_card("linear_scan/fla", tokens, seconds / 2),
+        ]
+    found = judged(*rows)
+    assert found["linear_scan, 4096 tokens and more"].reached is True  # the other kernel is fast enough
+    assert found["linear_scan/triton"].reached is False
+    assert found["linear_scan/triton"].found == "0.50× at 2048, 0.50× at 4096, 0.50× at 8192"
+    assert found["retention, 4096 tokens and more"].reached is None
+
+
+def test_a_wrong_kernel_reaches_nothing() -> None:
+    wrong = on_card("memory_efficient/sdpa_flash", 16384, 1e-9, exact=True) | {"status": "wrong", "reason": "error"}
+    assert judged(wrong)["best exact variant, 16384 tokens"].reached is None
