@@ -1,8 +1,8 @@
 """The front door: the command line. The only module that knows all rooms; each command imports its own when it runs."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -11,11 +11,13 @@ import typer
 
 if TYPE_CHECKING:
     from benchmarks.campaign import Outcome, Request
+    from reports.shape import Shape
 
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 NOTHING_FITS: Final = 1
 RESULTS: Final = Path("results")
+ASV_RESULTS: Final = Path(".asv/results")
 
 app = typer.Typer(
     name="attnscape",
@@ -32,6 +34,7 @@ MachineOption = Annotated[
 BatchOption = Annotated[int, typer.Option("--batch", help="Items of the batch.")]
 HeadsOption = Annotated[int, typer.Option("--heads", help="Heads of queries.")]
 HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Size of a head.")]
+AsvOption = Annotated[Path, typer.Option("--asv", help="Folder of asv's results.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
 
 
@@ -104,9 +107,13 @@ def _options(
 @app.command()
 def choose(
     tokens: Annotated[int, typer.Option(help="Length of the sequence; in mode decode, of the cache.")],
-    max_ms: Annotated[float | None, typer.Option(help="Most milliseconds per call.")] = None,
-    max_mib: Annotated[float | None, typer.Option(help="Most memory in MiB, inputs and outputs included.")] = None,
+    max_time: Annotated[str | None, typer.Option(help="Most time per call: 5ms, 200us, 0.1s.")] = None,
+    max_mem: Annotated[
+        str | None, typer.Option(help="Most memory, inputs and outputs included: 8GiB, 512MiB, 500MB.")
+    ] = None,
     max_error: Annotated[float | None, typer.Option(help="Largest relative error against exact attention.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="As --max-time, in milliseconds.")] = None,
+    max_mib: Annotated[float | None, typer.Option(help="As --max-mem, in MiB.")] = None,
     batch: BatchOption = 1,
     heads: HeadsOption = 8,
     kv_heads: Annotated[int | None, typer.Option(help="Heads of keys and values; default: as many as heads.")] = None,
@@ -114,30 +121,52 @@ def choose(
     dtype: DtypeOption = "float32",
     causal: Annotated[bool, typer.Option("--causal/--no-causal", help="Whether a query sees no later keys.")] = False,
     mode: Annotated[str, typer.Option(help="forward, training or decode.")] = "forward",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; default: cuda with --card, else cpu.", show_default=False)
+    ] = None,
     inputs: Annotated[
         str | None,
         typer.Option(help="Inputs whose errors count; default: captured where measured at this length, else normal."),
     ] = None,
-    results: ResultsOption = RESULTS,
+    card: Annotated[
+        str | None,
+        typer.Option(help="Answer for this card: a name that is known, such as H200, or a .toml or .json file."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            help="Results folder or file; default: results. With --card there need be none.",
+            show_default=False,
+        ),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Answer from the shipped measurements of this machine: a part of its name.")
+    ] = None,
     machine: MachineOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
-    """Choose the variant that fits a budget, from measured results.
+    """Choose the variant that fits a budget, from measured results, or prove that none can.
 
-    Exit status: 0 where something fits, 1 where nothing does, 2 on bad input.
+    Between measured lengths times are interpolated, up to four times beyond them extrapolated, with bands.
+    Exit status: 0 where something fits, 1 where nothing does or is known to, 2 on bad input.
 
     \b
-    Example:
-      attnscape choose --tokens 8192 --max-ms 100 --max-mib 256 --max-error 0.2
+    Examples:
+      attnscape choose --tokens 8192 --max-time 100ms --max-mem 256MiB --max-error 0.2
+      attnscape choose --card L4 --tokens 131072 --batch 4 --heads 32 --kv-heads 8 --head-dim 128 \\
+        --dtype bfloat16 --causal --max-time 5ms --max-mem 8GiB
     """  # noqa: D301  # \b keeps the example's line breaks
     from reports.answer_text import answer_blocks, answer_json
-    from reports.choice import Budget, Question, choose
+    from reports.cards import CardError, card_of
+    from reports.choice import Question, choose
     from reports.question import InvalidQuestion
     from reports.records import ResultsError, read
+    from reports.shipped import shipped
     from reports.text_table import write_blocks
+    from reports.units import budget_of
 
-    with refusing(ResultsError, InvalidQuestion):
+    with refusing(ResultsError, InvalidQuestion, CardError):
         question = Question(
             tokens=tokens,
             batch=batch,
@@ -145,19 +174,34 @@ def choose(
             kv_heads=kv_heads,
             head_dim=head_dim,
             dtype=dtype,
-            device=device,
+            device=device or ("cuda" if card else "cpu"),
             causal=causal,
             mode=mode,
             inputs=inputs,
         )
-        budget = Budget.of_options(max_ms, max_mib, max_error)
-        found = read(results).of_machine(machine)
-        answer = choose(found.rows, question, budget)
+        budget = budget_of(max_time, max_mem, max_error, max_ms, max_mib)
+        target = card_of(card) if card else None
+        if on and results:
+            raise BadInput("--on answers from shipped measurements and --results from others: give one of them")
+        without = target is not None and results is None and not RESULTS.exists() and not on
+        found = None if without else (shipped(on) if on else read(results or RESULTS)).of_machine(machine)
+        description = found.description() if found else {}
+        rows = found.rows if found else ()
+        answer = choose(rows, question, budget, description=description, target=target, declare=_declared_costs)
         if as_json:
             print(answer_json(answer), flush=True)
         else:
-            write_blocks(answer_blocks(answer, found.description()), sys.stdout)
+            write_blocks(answer_blocks(answer, description), sys.stdout)
     raise typer.Exit(0 if answer.fits else NOTHING_FITS)
+
+
+def _declared_costs(variant: str, parameters: Mapping[str, int], shape: "Shape", length: int) -> tuple[int, int] | None:
+    """What a variant declares at a length: asked for beyond measured lengths only, since it imports torch."""
+    from dataclasses import asdict
+
+    from benchmarks.declarations import declared_costs
+
+    return declared_costs(variant, parameters, length, **asdict(shape))
 
 
 @app.command()
@@ -184,7 +228,7 @@ def report(
         # Only after the cheap refusals: the page loads matplotlib.
         from reports.page import is_page, write_page, write_picture
 
-        if page.exists() and page.samefile(found.path):
+        if page.exists() and any(page.samefile(file) for file in found.files):
             raise BadInput(f"{page} holds the results themselves")
         if page.exists() and not (force or is_page(page)):
             raise BadInput(f"{page} exists and is no page of attnscape; --force replaces it")
@@ -295,6 +339,58 @@ def check(
 
 
 @app.command()
+def errors(
+    variants: Annotated[
+        str | None,
+        typer.Option(help="Definitions or variants, comma-separated; default: eight methods.", show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A parameter with its values: rank=1,4,16.", show_default=False)
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Lengths: 256:1024 or 300,1000.")] = "1024",
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of input, comma-separated, or all; default: normal, smooth, mixed, peaky_smooth.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Draws of the inputs: mean and spread.")] = 3,
+    causal: Annotated[bool, typer.Option("--causal/--no-causal", help="Whether a query sees no later keys.")] = False,
+    batch: BatchOption = 1,
+    heads: HeadsOption = 2,
+    kv_heads: Annotated[int, typer.Option(help="Heads of keys and values; 0: as many as heads.")] = 0,
+    head_dim: HeadDimOption = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Compare definitions with exact attention by their float64 oracles, beside the mean of V; nothing is timed.
+
+    \b
+    Example:
+      attnscape errors
+      attnscape errors --variants blockwise_low_rank,local_window --set rank=1,4,16 --inputs all --tokens 512
+    """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.error_table import measure_approximations, table_inputs, table_methods, table_problems
+    from reports.definition_progress import counting
+    from reports.error_table import error_blocks, error_document
+    from reports.text_table import write_blocks
+
+    _require_positive(seeds=seeds)
+    with _refusing_requests():
+        methods = table_methods(_words(variants), settings or [])
+        shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "causal": causal}
+        problems, kinds = table_problems(tokens, **shape), table_inputs(inputs)
+        with counting("compared") as show:
+            found = measure_approximations(methods, problems, kinds, seeds, show)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(error_document(found)).decode())
+    else:
+        write_blocks(error_blocks(found), sys.stdout)
+
+
+@app.command()
 def run(
     variants: Annotated[str | None, typer.Option(help="Variants or folders, comma-separated; default: all.")] = None,
     tokens: Annotated[str, typer.Option(help="Lengths: 256:4096 (times two) or 300,1000.")] = "256:4096",
@@ -323,6 +419,21 @@ def run(
         bool | None,
         typer.Option("--baseline-causal/--baseline-no-causal", help="Mask of the baseline; default: the case's own."),
     ] = None,
+    stop_after: Annotated[
+        float | None, typer.Option(help="Begin no case after so many seconds; the same command goes on with them.")
+    ] = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Also the energy of a call, some 20 s for each timed case.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Only part I of N, as I/N, into a folder of its own; `attnscape merge` gathers.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where to measure: local; ray or slurm, on the machines of a cluster.")
+    ] = "local",
+    executor_settings: Annotated[
+        list[str] | None, typer.Option("--executor-set", help="An option of the executor: slurm_partition=gpu.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results; what it holds is not measured again.")] = RESULTS,
     only_plan: Annotated[bool, typer.Option("--plan", help="Print what would run, with its memory, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
@@ -333,8 +444,11 @@ def run(
     Example:
       attnscape run --variants full,local_window --tokens 256:8192 --causal --seconds 300
     """  # noqa: D301  # \b keeps the example's line breaks
-    from benchmarks.campaign import run_campaign, usable_threads
+    from dataclasses import replace
+
+    from benchmarks.campaign import run_campaign
     from benchmarks.request_options import request_of
+    from benchmarks.shard import Shard
     from benchmarks.sweep import Settings
     from reports.progress import progress_of
 
@@ -354,22 +468,70 @@ def run(
             kv_heads=kv_heads,
             head_dim=head_dim,
         )
+        request = replace(request, shard=None if shard is None else Shard.parse(shard))
         if only_plan:
             _print_plan(request, as_json)
             return
+        stop = float("inf") if stop_after is None else stop_after
         _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1)
+        if not stop > 0:
+            raise BadInput(f"--stop-after must be positive, not {stop:g}")
         how = Settings(
             seconds=seconds,
-            threads=threads or usable_threads(),
+            threads=threads,
             timeout_seconds=timeout,
             baseline_causal=baseline_causal,
+            energy=energy,
+            stop_after_seconds=stop,
         )
         with progress_of("measured") as progress:
-            outcome = run_campaign(request, out, how, progress, machine_device=device)
+            outcome = run_campaign(
+                request, out, how, progress, machine_device=device, executor=(executor, executor_settings or [])
+            )
+    out = request.folder(out)
     _print_outcome(outcome, out, as_json)
     if outcome.interrupted:
         print(f"attnscape: stopped; what is done is in {out}, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def compact(
+    results: Annotated[Path, typer.Option("--results", help="Results folder.")] = RESULTS,
+) -> None:
+    """Fold the lines of a results folder into a Parquet file, which is smaller and faster to read.
+
+    `attnscape run` does so by itself where the lines take 16 MiB. A crash at any point loses nothing.
+
+    \b
+    Example:
+      attnscape compact --results results
+    """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.store import Store, StoreError, read_folder
+
+    with refusing(StoreError):
+        read_folder(results)  # refuses a folder without results before a lock is made in it
+        with Store(results) as store:
+            count = store.compact()
+            print(f"{count} measurements in {store.compacted}")
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Results folders, such as those of shards; only read.")],
+    out: Annotated[Path, typer.Option(help="Folder that gathers them; what it holds stays.")],
+) -> None:
+    """Gather several results folders in one: those of shards, or of several machines.
+
+    \b
+    Example:
+      attnscape merge results/shard-* --out results
+    """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.store import StoreError, merge_folders
+
+    with refusing(StoreError):
+        came, known = merge_folders(folders, out)
+    print(f"{came} measurements came to {out}" + (f", {known} were there already" if known else ""))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -405,6 +567,299 @@ def capture(
     for reason, count in captured.recording.left_out.items():
         print(f"attnscape: left out calls: {count} {reason}", file=sys.stderr)
     raise typer.Exit(captured.status)
+
+
+@app.command()
+def profile(
+    variant: Annotated[str, typer.Argument(help="The variant, such as local_window/tiled.")],
+    tokens: Annotated[int, typer.Option(help="Length of the sequence; in mode decode, of the cache.")],
+    compare: Annotated[str | None, typer.Option(help="Another variant, to be put beside it.")] = None,
+    mode: Annotated[str, typer.Option(help="forward, training or decode.")] = "forward",
+    dtype: DtypeOption = "float32",
+    causal: Annotated[bool, typer.Option("--causal/--no-causal", help="Whether a query sees no later keys.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    batch: BatchOption = 1,
+    heads: HeadsOption = 8,
+    kv_heads: Annotated[int, typer.Option(help="Heads of keys and values; 0: as many as heads.")] = 0,
+    head_dim: HeadDimOption = 64,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter: window=128.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all that this process may use.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which it counts as hanging.")] = 300.0,
+    out: Annotated[Path, typer.Option(help="Folder for the trace, the figures and the pictures.")] = Path("profiles"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Show where the time of one call goes: operators, memory over time, the roofline, and what bounds it.
+
+    \b
+    Example:
+      attnscape profile local_window/tiled --tokens 4096 --causal --compare memory_efficient/sdpa_flash
+    """  # noqa: D301  # \b keeps the example's line breaks
+    import msgspec
+
+    from benchmarks.campaign import problems_of, usable_threads
+    from benchmarks.profile_session import cases_of, profile_cases
+    from benchmarks.request_options import parameters_of
+    from reports.profile_record import read_profile
+    from reports.profile_text import comparison_table, files_text, profile_blocks
+    from reports.records import ResultsError
+    from reports.text_table import write_blocks
+
+    _require_positive(timeout=timeout, threads=threads + 1)
+    shape: dict[str, Any] = {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "device": device,
+    }
+    with _refusing_requests(), refusing(ResultsError):
+        (problem,) = problems_of([tokens], [mode], dtype=dtype, causal=causal, **shape)
+        names = (variant, compare) if compare else (variant,)
+        cases = cases_of(names, problem, parameters_of(settings or ()))
+        files = profile_cases(cases, out, threads or usable_threads(), timeout)
+        profiles = [read_profile(file) for file in files]
+    from reports.profile_pictures import write_pictures  # only now: it loads matplotlib
+
+    with refusing():
+        pictures = write_pictures(profiles, files[0].with_suffix(""))
+    if as_json:
+        print(msgspec.json.encode(profiles).decode())
+        return
+    blocks = [block for each in profiles for block in profile_blocks(each)]
+    if len(profiles) > 1:
+        blocks.append(comparison_table(profiles))
+    write_blocks([*blocks, files_text(profiles, files, pictures)], sys.stdout)
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder for the results; what it holds is not measured again.")] = Path(
+        "results-gpu"
+    ),
+    seconds: Annotated[float, typer.Option(help="About how long to take.")] = 540.0,
+    device: Annotated[str, typer.Option(help="cuda or cuda:N.")] = "cuda",
+    only_plan: Annotated[bool, typer.Option("--plan", help="Print the stages and stop; needs no card.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Check and measure everything on a CUDA card, unattended: oracles, the named speeds, the landscape.
+
+    Exit status: 0; 1 where a kernel is wrong or a goal is missed; 2 on bad input, such as no card.
+
+    \b
+    Example:
+      attnscape gpu --seconds 540
+    """  # noqa: D301  # \b keeps the example's line breaks
+    import msgspec
+
+    from benchmarks.gpu_suite import run_suite, stages
+    from reports.gpu_goals import goals, goals_table
+    from reports.listing import stages_table
+    from reports.progress import progress_of
+    from reports.records import ResultsError, decoded, read
+    from reports.row_tables import failures_table
+    from reports.text_table import write_blocks
+
+    _require_positive(seconds=seconds)
+    if only_plan:
+        write_blocks([stages_table(stages(device))], sys.stdout)
+        return
+    with _refusing_requests(), refusing(ResultsError), ExitStack() as bars:
+        done = run_suite(out, device, seconds, lambda name: bars.enter_context(progress_of(name)))
+        found = read(out).of_machine(done[0][1].machine["key"])
+    reached = goals(found.rows)
+    rows = decoded([row for _, outcome in done for row in outcome.rows])
+    failed = [row for row in found.rows if row.status not in ("ok", "unsupported")]
+    if as_json:
+        print(msgspec.json.encode({"goals": reached, "measured": len(rows), "failed": len(failed)}).decode())
+    else:
+        left = sum(outcome.left for _, outcome in done)
+        said = f"{len(rows)} cases measured now, {len(found.rows)} in {out}; {left} left: the same command goes on."
+        table = failures_table(found.rows)
+        write_blocks([*([table] if table else []), goals_table(reached), said], sys.stdout)
+    if any(outcome.interrupted for _, outcome in done):
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(int(bool(failed) or any(goal.reached is False for goal in reached)))
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Results folder or file; or a commit that asv measured.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same, to be held against A.")],
+    fail_on: Annotated[
+        str | None, typer.Option(help="Exit 1 where B has any of: slow, larger, worse, broken; comma-separated.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Share by which a time must change to matter.")] = 0.05,
+    every: Annotated[bool, typer.Option("--all", help="Show what is the same, too.")] = False,
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Compare although A and B are of different machines.")
+    ] = False,
+    machine: MachineOption = None,
+    asv: AsvOption = ASV_RESULTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Hold one set of measurements against another: each case SLOW, FAST, SAME or AMBIGUOUS, by paired intervals.
+
+    Exit status: 0; 1 where --fail-on says so; 2 on bad input.
+
+    \b
+    Examples:
+      attnscape compare results-before results-after --fail-on slow,broken
+      attnscape compare 1a2b3c4 5d6e7f8
+    """  # noqa: D301  # \b keeps the example's line breaks
+    import msgspec
+
+    from reports.asv_results import read_commits, readings_of_commit
+    from reports.comparison import Readings, compare, failing, readings_of_rows
+    from reports.comparison_text import comparison_blocks
+    from reports.records import ResultsError, read
+    from reports.text_table import write_blocks
+
+    def side(name: str) -> Readings:
+        if Path(name).exists():
+            found = read(Path(name)).of_machine(machine)
+            return readings_of_rows(name, found.rows)
+        return readings_of_commit(read_commits(asv, machine), name)
+
+    _require_positive(margin=margin)
+    with refusing(ResultsError):
+        failures = failing(_words(fail_on))
+        a, b = side(first), side(second)
+        if a.machine != b.machine and not across_machines:
+            raise BadInput(
+                f"A is of machine {a.machine}, B of {b.machine}; --across-machines compares them all the same"
+            )
+        found = compare(a, b, margin)
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        write_blocks(comparison_blocks(found, every=every), sys.stdout)
+    raise typer.Exit(int(any(found.count(verdict) for verdict in failures)))
+
+
+@app.command()
+def history(
+    match: Annotated[str, typer.Option(help="Only series whose name contains this, such as track_ratio.")] = "",
+    least_change: Annotated[float, typer.Option(help="Steps by less than this share are left out.")] = 0.03,
+    fail_on_worse: Annotated[bool, typer.Option("--fail-on-worse", help="Exit 1 where any series stepped up.")] = False,
+    machine: Annotated[str | None, typer.Option("--machine", help="Only this machine, as asv calls it.")] = None,
+    asv: AsvOption = ASV_RESULTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Find the commits on which asv's figures stepped, by change-point detection over the whole history.
+
+    Exit status: 0; 1 where --fail-on-worse says so; 2 on bad input.
+
+    \b
+    Example:
+      attnscape history --match track_ratio
+    """  # noqa: D301  # \b keeps the example's line breaks
+    import msgspec
+
+    from reports.asv_results import read_commits
+    from reports.history import find_steps, history_blocks
+    from reports.records import ResultsError
+    from reports.text_table import write_blocks
+
+    _require_positive(**{"least-change": least_change})
+    with refusing(ResultsError):
+        found = find_steps(read_commits(asv, machine), match, least_change)
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        write_blocks(history_blocks(found), sys.stdout)
+    raise typer.Exit(int(fail_on_worse and any(step.worse for step in found.steps)))
+
+
+@app.command("validate-choice")
+def validate_choice(
+    results: ResultsOption = RESULTS,
+    budgets: Annotated[int, typer.Option(help="Random budgets for each shape and held-out length.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the budgets.")] = 0,
+    machine: MachineOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Choose under random budgets without the rows of a length, and hold the choices against those rows.
+
+    \b
+    Example:
+      attnscape validate-choice --results docs/measured
+    """  # noqa: D301  # \b keeps the example's line breaks
+    import msgspec
+
+    from reports.choice_validation import regret_tables, validate_choice
+    from reports.records import ResultsError, read
+    from reports.text_table import write_blocks
+
+    _require_positive(budgets=budgets)
+    with refusing(ResultsError):
+        found = read(results).of_machine(machine)
+        report = validate_choice(found.rows, found.description(), budgets, seed, _declared_costs)
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+    else:
+        write_blocks(regret_tables(report), sys.stdout)
+
+
+@app.command()
+def peers(
+    names: Annotated[
+        str | None, typer.Option("--peers", help="Packages or package/form, comma-separated; default: all.")
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Lengths: 1024,4096 or 1024:16384 (doubling).")] = "4096,16384",
+    batch: BatchOption = 1,
+    heads: HeadsOption = 8,
+    head_dim: HeadDimOption = 64,
+    dtype: DtypeOption = "float32",
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 1800.0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a peer counts as hanging.")] = 300.0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all that this process may use.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for peers.jsonl; what it holds is not measured again.")] = RESULTS,
+    folder: Annotated[
+        Path | None, typer.Option("--declarations", help="Folder of your own declarations of peers, in place of ours.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Measure nothing; show what --out holds.")] = False,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Print what would run, with its memory, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Measure variants beside other packages' attention on the CPU, in turns, and find those packages' defects.
+
+    Nothing is installed: a package that is missing becomes a row. pip install 'attnscape[peers]' brings them.
+
+    \b
+    Examples:
+      attnscape peers --plan
+      attnscape peers --peers local-attention,entmax --tokens 1024 --seconds 60
+    """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.campaign import usable_threads
+    from benchmarks.peer_comparison import compare_peers, kept_rows, plan_pairs, requested
+    from benchmarks.peer_declaration import InvalidPeers
+    from benchmarks.sweep import Settings
+    from reports.peer_table import PeerTableError, check_markdown, peer_blocks, plan_blocks, write_markdown
+    from reports.progress import progress_of
+
+    _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1)
+    with _refusing_requests(), refusing(InvalidPeers, PeerTableError):
+        request = requested(tokens, _words(names), folder, batch=batch, heads=heads, head_dim=head_dim, dtype=dtype)
+        if only_plan:
+            planned = plan_pairs(request)
+            _print_blocks(planned, plan_blocks(planned), as_json)
+            return
+        check_markdown(markdown)
+        interrupted = False
+        if show:
+            rows = list(kept_rows(request, out))
+        else:
+            how = Settings(seconds=seconds, threads=threads or usable_threads(), timeout_seconds=timeout)
+            with progress_of("compared") as progress:
+                outcome = compare_peers(request, out, how, progress)
+            rows, interrupted = outcome.rows, outcome.interrupted
+        if markdown is not None:
+            write_markdown(markdown, rows)
+        _print_blocks(rows, peer_blocks(rows), as_json)
+    if interrupted:
+        print(f"attnscape: stopped; what is done is in {out}, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command("validate-model")
@@ -487,8 +942,10 @@ def _command_helps() -> dict[str, str]:
 def _refusing_requests() -> Iterator[None]:
     """Turn what can be wrong with a request into `BadInput`."""
     from benchmarks.campaign import InvalidRequest
+    from benchmarks.executor import ExecutorError
     from benchmarks.lengths import InvalidLengths
     from benchmarks.recorded import InvalidCapture
+    from benchmarks.shard import InvalidShard
     from benchmarks.store import StoreError
     from variants import InvalidProblem
     from variants.catalogue import UnknownVariant
@@ -497,7 +954,7 @@ def _refusing_requests() -> Iterator[None]:
     from variants.variant import RegistryError
 
     faults = (InvalidRequest, InvalidLengths, StoreError, InvalidProblem, UnknownVariant, InvalidParameter)
-    with refusing(*faults, InvalidCapture, RegistryError, CatalogueError):
+    with refusing(*faults, InvalidCapture, RegistryError, CatalogueError, InvalidShard, ExecutorError):
         yield
 
 
@@ -532,7 +989,7 @@ def _print_outcome(outcome: "Outcome", folder: Path, as_json: bool) -> None:
     from reports.row_tables import failures_table, run_table
     from reports.text_table import write_blocks
 
-    share = outcome.measured_seconds / outcome.seconds if outcome.seconds else 0.0
+    share = outcome.measured_share
     if as_json:
         document = {
             "folder": str(folder),
@@ -555,8 +1012,20 @@ def _print_outcome(outcome: "Outcome", folder: Path, as_json: bool) -> None:
         f"Results: {folder}"
     )
     if outcome.left:
-        summary += f"\n{outcome.left} cases of errors had no time left: the same command goes on with them."
+        summary += f"\n{outcome.left} cases had no time left: the same command goes on with them."
     write_blocks([*([run_table(timed)] if timed else []), *([failed] if failed else []), summary], sys.stdout)
+
+
+def _print_blocks(items: Sequence[Any], blocks: Sequence[Any], as_json: bool) -> None:
+    """The items as one JSON document, or the blocks that show them."""
+    import msgspec
+
+    from reports.text_table import write_blocks
+
+    if as_json:
+        print(msgspec.json.encode([msgspec.to_builtins(item) for item in items]).decode())
+    else:
+        write_blocks(blocks, sys.stdout)
 
 
 def _print_rows(rows: Sequence[Any]) -> None:

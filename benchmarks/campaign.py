@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -12,7 +12,8 @@ from typing import Any, Final
 from benchmarks.inputs import ALL_KINDS, KINDS, inputs_refusal
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import read_provenance
-from benchmarks.store import Store
+from benchmarks.shard import Shard
+from benchmarks.store import Store, holds_results, keys_of, read_folder
 from benchmarks.sweep import Settings, Sweep, predicted_process_bytes
 from benchmarks.workers import Fault, Workers
 from variants import Problem
@@ -32,6 +33,7 @@ class Request:
     """What to measure: variants, problems and kinds of input; times are taken on normal inputs.
 
     `recorded` are problems with recorded calls as their inputs, of which the errors are wanted.
+    Of a shard only its own part is meant. With `by_variant` the errors of one variant follow one another.
     """
 
     variants: tuple[str, ...]
@@ -40,14 +42,15 @@ class Request:
     parameters: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     recorded: tuple[tuple[Problem, str], ...] = ()
+    shard: Shard | None = None
+    by_variant: bool = False
 
     def cases(self) -> tuple[list[Case], list[Case]]:
         """The cases that are timed, and those of which only the errors are wanted.
 
         Raises `InvalidRequest`, `UnknownVariant` or `InvalidParameter`.
         """
-        names = select(list(self.variants))
-        self._check(names)
+        names = self.check_names()
         timed: list[Case] = []
         untimed = [
             Case.of(name, self._parameters_of(name), problem, kind, self.seed)
@@ -63,7 +66,21 @@ class Request:
                         timed.append(case)
                     elif inputs_refusal(problem, kind) is None and not load(name).refusals(problem):
                         untimed.append(case)
+        if self.by_variant:
+            untimed.sort(key=lambda case: names.index(case.variant))
+        if (shard := self.shard) is not None:
+            timed, untimed = ([case for case in cases if shard.holds(case)] for cases in (timed, untimed))
         return timed, untimed
+
+    def folder(self, out: Path) -> Path:
+        """Where the rows go: a shard has a folder of its own, so that shards on one disk do not meet."""
+        return out if self.shard is None else out / self.shard.folder
+
+    def check_names(self) -> list[str]:
+        """The variants that are meant. Raises what `cases` raises, but for what depends on a machine."""
+        names = select(list(self.variants))
+        self._check(names)
+        return names
 
     def _check(self, names: list[str]) -> None:
         for kind in self.inputs:
@@ -112,33 +129,63 @@ class Outcome:
     measured_seconds: float = 0.0
     machine: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
+    worked_seconds: float | None = None
+
+    @property
+    def measured_share(self) -> float:
+        """The share of the time, of all machines together where there are several, that measured calls took."""
+        seconds = self.seconds if self.worked_seconds is None else self.worked_seconds
+        return self.measured_seconds / seconds if seconds else 0.0
 
 
 Progress = Callable[[int, int, Measurement | None], None]
 
 
 def run_campaign(
-    request: Request, folder: Path, settings: Settings, progress: Progress, *, machine_device: str
+    request: Request,
+    out: Path,
+    settings: Settings,
+    progress: Progress,
+    *,
+    machine_device: str,
+    executor: tuple[str, Sequence[str]] = ("local", ()),
 ) -> Outcome:
     """Measure what the folder does not hold yet; every row is on the disk before the next case begins.
 
+    A shard has its own folder below `out`, and does not measure what was merged into `out` already.
+    Threads 0 are all that may be used. `executor` is a name and its options, `name=value` each.
+
     Raises `StoreError`, and what `Request.cases` raises. Ctrl-C ends it early, with what is done kept.
     """
+    if executor[0] != "local" or executor[1]:
+        from benchmarks.executor_campaign import run_on_executor
+
+        return run_on_executor(request, out, settings, progress, machine_device, *executor)
     timed, untimed = request.cases()
-    _require_device(machine_device)
+    require_device(machine_device)
+    settings = replace(settings, threads=settings.threads or usable_threads())
     outcome = Outcome()
     begin = monotonic()
-    with Store(folder) as store, Workers() as workers:
-        try:
-            _measure_into(store, workers, timed, untimed, settings, progress, outcome, machine_device)
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+    with Store(request.folder(out)) as store:
+        merged = merged_rows(request, out)
+        with Workers() as workers:
+            try:
+                _measure_into(store, merged, workers, timed, untimed, settings, progress, outcome, machine_device)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+        store.compact_if_long()
     outcome.seconds = monotonic() - begin
     return outcome
 
 
+def merged_rows(request: Request, out: Path) -> list[Measurement]:
+    """What the folder above a shard's own holds; raises `StoreError`."""
+    return read_folder(out) if request.shard is not None and holds_results(out) else []
+
+
 def _measure_into(
     store: Store,
+    merged: list[Measurement],
     workers: Workers,
     timed: list[Case],
     untimed: list[Case],
@@ -155,7 +202,7 @@ def _measure_into(
     begin = monotonic()
     sweep = Sweep(workers, settings, outcome.machine, provenance)
     codes = variant_codes(provenance.code, (case.variant for case in (*timed, *untimed)))
-    done = {code: store.done(code) for code in set(codes.values())}
+    done = {code: store.done(code) | keys_of(merged, code) for code in set(codes.values())}
     key, asked = sweep.machine["key"], len(timed) + len(untimed)
     timed, untimed = (
         [case for case in cases if case.key(key) not in done[codes[case.variant]]] for cases in (timed, untimed)
@@ -175,9 +222,18 @@ def _measure_into(
     def remaining() -> float:
         return max(0.0, settings.seconds - (monotonic() - begin))
 
-    left = sweep.measure_errors(untimed, keep, remaining() / (2 if timed else 1))
-    sweep.measure(timed, keep, remaining())
-    outcome.left = len(sweep.measure_errors(left, keep, remaining()))
+    stop = begin + settings.stop_after_seconds
+    left = sweep.measure_errors(untimed, keep, errors_seconds(remaining()) if timed else remaining(), stop)
+    outcome.left = len(sweep.measure(timed, keep, remaining(), stop))
+    outcome.left += len(sweep.measure_errors(left, keep, remaining(), stop))
+
+
+def errors_seconds(seconds: float) -> float:
+    """What cases of errors alone may take of the time while others wait to be timed: a sixth, or half of a short one.
+
+    Their oracles take most of it, and the time is there for measured calls.
+    """
+    return max(seconds / 6, min(seconds / 2, 10.0))
 
 
 @contextmanager
@@ -195,7 +251,7 @@ def check_variants(
 ) -> list[Measurement]:
     """Every case of the request against its oracles, without times and without a store."""
     timed, untimed = request.cases()
-    _require_device(machine_device)
+    require_device(machine_device)
     cases = [*timed, *untimed]
     rows: list[Measurement] = []
     with Workers() as workers:
@@ -211,19 +267,20 @@ def check_variants(
     return rows
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
+    """Raises `InvalidRequest` where this machine has no such device."""
     if (reason := missing_device(device)) is not None:
         raise InvalidRequest(f"--device {device}: {reason}")
 
 
-def read_machine(workers: Workers, device: str, threads: int) -> dict[str, Any]:
-    """The machine's description and ceilings, read in a worker of its own.
+def read_machine(workers: Workers, device: str, threads: int, method: str = "machine") -> dict[str, Any]:
+    """The machine's description and ceilings, read in a worker of its own; by method `describe` without ceilings.
 
     Raises `InvalidRequest` where the instrument does not work on this machine.
     """
     worker = workers.start()
     try:
-        answer = worker.ask("machine", (device, threads), MACHINE_SECONDS)
+        answer = worker.ask(method, (device, threads), MACHINE_SECONDS)
     except Fault as fault:
         raise InvalidRequest(f"the machine cannot be described: {fault.reason}") from fault
     finally:

@@ -56,7 +56,9 @@ class Measurement(msgspec.Struct, kw_only=True):
 
     Seconds are wall time per call unless a name says otherwise; bytes are bytes; errors are
     relative Frobenius errors; ratios are this variant over the baseline, paired by round;
-    descriptors are of the inputs, as `benchmarks.descriptors` names them.
+    descriptors are of the inputs, as `benchmarks.descriptors` names them. On CUDA `seconds` is the
+    device's time with a flushed L2, `hot_seconds` that of a replayed graph, `latency_seconds` what
+    the host waits. Energy is of one call, net of what the device draws idle; its spread is over trials.
     """
 
     schema: int = SCHEMA
@@ -86,6 +88,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     noisy: bool | None = None
     timer: str | None = None
     latency_seconds: float | None = None
+    hot_seconds: float | None = None
+    hot_reason: str = ""
     device_state: dict[str, float | str] = {}
 
     baseline: str | None = None
@@ -94,12 +98,18 @@ class Measurement(msgspec.Struct, kw_only=True):
     ratio_low: float | None = None
     ratio_high: float | None = None
     cpu_ratio: float | None = None
+    cpu_ratio_low: float | None = None
+    cpu_ratio_high: float | None = None
     twin_ratio: float | None = None
 
     input_output_bytes: int | None = None
     predicted_bytes: int | None = None
     extra_bytes: int | None = None
     total_bytes: int | None = None
+    energy_joules: float | None = None
+    energy_net_joules: float | None = None
+    energy_spread: float | None = None
+    idle_watts: float | None = None
 
     implementation_error: float | None = None
     implementation_row_p50: float | None = None

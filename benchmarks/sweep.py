@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.intervals import median_interval, paired_ratio
 from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
+from benchmarks.nvml import joined
 from benchmarks.provenance import Provenance
 from benchmarks.workers import Fault, Worker, Workers
 from variants.catalogue import BASELINE, load
@@ -22,17 +23,20 @@ INTERVAL_WIDTH = 0.02
 TWIN_WITHIN = 0.01
 MEMORY_SHARE = 0.8
 WORKER_BYTES = 300 * 2**20
+CPU_RATIO = ("cpu_ratio", "cpu_ratio_low", "cpu_ratio_high")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a sweep measures; `seconds` is shared out over its sessions."""
+    """How a sweep measures; `seconds` is shared out over its sessions, after `stop_after_seconds` none is begun."""
 
     seconds: float
     threads: int
     timeout_seconds: float = 120.0
     seed: int = 0
     baseline_causal: bool | None = None
+    stop_after_seconds: float = math.inf
+    energy: bool = False
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class Entry:
     status: str = "ok"
     reason: str = ""
     samples: dict[int, Any] = field(default_factory=dict)
-    state: dict[str, float | str] = field(default_factory=dict)
+    states: list[dict[str, float | str]] = field(default_factory=list)
 
     def fail(self, status: str, reason: str) -> None:
         """No figure survives a failure; the worker does not either."""
@@ -73,27 +77,47 @@ class Sweep:
         self.random = random.Random(settings.seed)
         self.measured_seconds = 0.0
 
-    def measure(self, cases: Sequence[Case], report: Report, seconds: float | None = None) -> None:
-        """Every case becomes one row given to `report`, failures included, in about `seconds`."""
+    def measure(
+        self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
+    ) -> list[Case]:
+        """Every case becomes one row given to `report`, failures included, in about `seconds`.
+
+        From `stop` on (by the monotonic clock) no case is begun; returns those.
+        """
         sessions = list(self._sessions(cases, report))
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
+        left: list[Case] = []
         for index, session in enumerate(sessions):
             share = max(0.0, deadline - time.monotonic()) / (len(sessions) - index)
-            self._measure_session(session, share, report)
+            left += self._measure_session(session, share, report, stop)
+        return left
 
-    def measure_errors(self, cases: Sequence[Case], report: Report, seconds: float = math.inf) -> list[Case]:
+    def measure_errors(
+        self, cases: Sequence[Case], report: Report, seconds: float = math.inf, stop: float = math.inf
+    ) -> list[Case]:
         """Rows with both errors and no time, one case after the other; returns those for which no time was left."""
-        deadline = time.monotonic() + seconds
-        for number, case in enumerate(cases):
-            if time.monotonic() > deadline:
-                return list(cases[number:])
-            entry = Entry(case)
-            if not self._refused(entry):
-                self._prepare(entry, timed=False)
-            if entry.worker is not None:
-                entry.worker.end()
-            report(self._row(entry))
+        deadline = min(time.monotonic() + seconds, stop)
+        kept: Entry | None = None
+        try:
+            for number, case in enumerate(cases):
+                if time.monotonic() > deadline:
+                    return list(cases[number:])
+                entry = Entry(case)
+                if not self._refused(entry):
+                    self._prepare(entry, timed=False, worker=_taken_over(kept, case))
+                    kept = self._kept(entry)
+                report(self._row(entry))
+        finally:
+            if kept is not None and kept.worker is not None:
+                kept.worker.end()
         return []
+
+    def _kept(self, entry: Entry) -> Entry | None:
+        """The entry with its worker, where the next case may use it: on a card, whose start takes seconds."""
+        if entry.worker is None or entry.case.device != "cpu":
+            return entry
+        entry.worker.end()
+        return None
 
     def _sessions(self, cases: Sequence[Case], report: Report) -> Iterator[list[Entry]]:
         """Cases of one problem and input that fit the memory together; what cannot run at all is reported."""
@@ -141,12 +165,12 @@ class Sweep:
             return True
         return False
 
-    def _prepare(self, entry: Entry, *, timed: bool) -> None:
-        entry.worker = self.workers.start()
+    def _prepare(self, entry: Entry, *, timed: bool, worker: Worker | None = None) -> None:
+        entry.worker = worker or self.workers.start()
         arguments = (entry.case, self.settings.threads, timed)
         answer = self._ask(entry, "prepare", arguments)
         if answer is not None:
-            self.measured_seconds += answer.get("warm_seconds", 0.0)
+            self.measured_seconds += answer.pop("call_seconds", 0.0)
             entry.figures = answer
 
     def _ask(self, entry: Entry, method: str, arguments: Sequence[Any]) -> dict[str, Any] | None:
@@ -163,26 +187,36 @@ class Sweep:
             return None
         return answer
 
-    def _measure_session(self, entries: list[Entry], seconds: float, report: Report) -> None:
+    def _measure_session(self, entries: list[Entry], seconds: float, report: Report, stop: float) -> list[Case]:
         begin = time.monotonic()
+        if begin >= stop:
+            return [entry.case for entry in entries]
         problem = entries[0].case.problem()
         if self.settings.baseline_causal is not None:
             problem = problem.with_(causal=self.settings.baseline_causal)
         reference = Case.of(BASELINE, {}, problem, entries[0].case.inputs, entries[0].case.seed)
         baseline, twin = Entry(reference), Entry(reference)
+        begun: list[Entry] = []
         try:
             for entry in (baseline, twin, *entries):
+                if time.monotonic() >= stop:
+                    break
+                begun.append(entry)
                 if not self._refused(entry):
                     self._prepare(entry, timed=True)
-            self._sample_rounds(baseline, twin, entries, begin + seconds)
-            for entry in entries:
-                if entry.worker is not None and not entry.samples:
-                    entry.fail("error", "every sample was taken under a thermal or power brake")
+            self._sample_rounds(baseline, twin, begun[2:], min(begin + seconds, stop))
+            for entry in begun[2:]:
+                self._finish(entry, stop)
                 report(self._row(entry, baseline, twin))
         finally:
-            for entry in (baseline, twin, *entries):
+            for entry in begun:
                 if entry.worker is not None:
                     entry.worker.end()
+        return [entry.case for entry in entries[max(0, len(begun) - 2) :]]
+
+    def lost(self, case: Case, status: str, reason: str) -> Measurement:
+        """The row of a case of which nothing came back."""
+        return self._row(Entry(case, status=status, reason=reason))
 
     def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
         """Rounds in random order until every ratio is settled or the time is up."""
@@ -204,8 +238,22 @@ class Sweep:
             return
         if not answer["rejected"]:
             entry.samples[number] = answer["sample"]
-            entry.state = answer["state"]
-        self.measured_seconds += answer["sample"].wall_seconds * entry.figures["calls_per_sample"]
+            entry.states.append(answer["state"])
+        self.measured_seconds += answer["call_seconds"]
+
+    def _finish(self, entry: Entry, stop: float) -> None:
+        """What comes after the rounds: energy, since seconds of calls without a pause heat what the others run on."""
+        if entry.worker is None:
+            return
+        if not entry.samples:
+            entry.fail("error", "every sample was taken under a thermal or power brake")
+            return
+        if not self.settings.energy or time.monotonic() >= stop:
+            return
+        answer = self._ask(entry, "energy", ())
+        if answer is not None:
+            self.measured_seconds += answer.pop("spent_seconds")
+            entry.figures |= answer
 
     def _row(self, entry: Entry, baseline: Entry | None = None, twin: Entry | None = None) -> Measurement:
         case, problem = entry.case, entry.case.problem()
@@ -239,6 +287,16 @@ class Sweep:
             add_times(row, entry, baseline, twin)
             add_ceiling(row, self.machine["ceilings"])
         return row
+
+
+def _taken_over(kept: Entry | None, case: Case) -> Worker | None:
+    """The worker of the case before, for another case of the same variant; else it is ended."""
+    if kept is None or kept.worker is None:
+        return None
+    if kept.case.variant == case.variant:
+        return kept.worker
+    kept.worker.end()
+    return None
 
 
 def predicted_process_bytes(case: Case) -> int:
@@ -293,7 +351,7 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
     row.cpu_seconds = median_interval(row.cpu_samples)[0]
     latencies = [sample.latency_seconds for sample in samples if sample.latency_seconds is not None]
     row.latency_seconds = median_interval(latencies)[0] if latencies else None
-    row.device_state = entry.state
+    row.device_state = joined(entry.states)
     busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
     row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)
     row.noisy = True
@@ -301,7 +359,7 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
         row.baseline, row.baseline_causal = baseline.case.variant, baseline.case.causal
         row.ratio, row.ratio_low, row.ratio_high = paired(entry, baseline)
         cpu = ({n: s.cpu_seconds for n, s in e.samples.items()} for e in (entry, baseline))
-        row.cpu_ratio = _paired(*cpu)[0]
+        row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high = _paired(*cpu)
         row.twin_ratio = paired(twin, baseline)[0]
         row.noisy = len(samples) < ROUNDS or not settled(entry, baseline, twin)
 
@@ -319,7 +377,7 @@ def add_ceiling(row: Measurement, ceilings: dict[str, Any]) -> None:
         row.status = "error"
         row.reason = f"a fault of the measurement: {row.seconds:.3g} s, but the arithmetic takes {arithmetic:.3g} s"
         times = ("seconds", "seconds_low", "seconds_high", "cpu_seconds", "latency_seconds")
-        for name in (*times, "ratio", "ratio_low", "ratio_high", "cpu_ratio", "twin_ratio"):
+        for name in (*times, "ratio", "ratio_low", "ratio_high", *CPU_RATIO, "twin_ratio"):
             setattr(row, name, None)
 
 

@@ -18,6 +18,7 @@ from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
 from benchmarks.nvml import braked, read_card
+from benchmarks.ranges import named_range
 from variants import Problem
 from variants.catalogue import load
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE, ROW_FACTOR
@@ -87,7 +88,9 @@ class Bench:
         """Nothing is touched before a request: CUDA starts in the worker only."""
         self.allocator = allocator
         self.call: Callable[[], Any] = lambda: None
+        self.ranged_call = self.call
         self.calls, self.refill = 1, True
+        self.call_seconds = 0.0
         self.cuda: CudaClock | None = None
         self.uuid = ""
 
@@ -97,6 +100,10 @@ class Bench:
         self_test()
         description = describe_machine(device, threads, self.allocator)
         return {"machine": {**description, "ceilings": measure_ceilings(device)}}
+
+    def describe(self, device: str, threads: int) -> dict[str, Any]:
+        """Describe the machine, without its ceilings."""
+        return {"machine": describe_machine(device, threads, self.allocator)}
 
     def prepare(self, case: Case, threads: int, timed: bool) -> dict[str, Any]:
         """Build the case, prove it against its oracle, and read its memory.
@@ -114,13 +121,14 @@ class Bench:
             raise Failure("unsupported", str(error)) from error
         parameters = variant.definition.resolve(case.parameters)
         built: list[Callable[..., Tensor]] = []
-        held_bytes = self._bytes(lambda: built.append(variant.build(problem, **parameters)), problem)[1]
+        with named_range("build", problem.device_type):
+            held_bytes = self._bytes(lambda: built.append(variant.build(problem, **parameters)), problem)[1]
         run = built[0]
-        inputs, self.call = self._calls(run, plain, problem, variant.layout)
+        inputs, self.call, self.ranged_call = self._calls(run, plain, problem, variant.layout)
         # One call that is not timed serves the proof; it also compiles whatever compiles.
         begin = time.perf_counter()
         out = canonical(run(*inputs), variant.layout)
-        first_seconds = time.perf_counter() - begin
+        first_seconds = self.call_seconds = time.perf_counter() - begin
         errors = measure_errors(out, plain, problem, variant.definition, parameters)
         figures = self._proof(errors, problem) | {"descriptors": describe_inputs(plain, problem)}
         if problem.mode == "training":
@@ -128,14 +136,15 @@ class Bench:
         del out
         release_heap()
         if not timed:
-            return figures
+            return figures | {"call_seconds": self.call_seconds}
         torch.set_num_threads(threads)
         seconds = self._warm_up(problem, first_seconds)
         if problem.device_type == "cuda":
             self.cuda = CudaClock(problem.device)
             self.uuid = f"GPU-{torch.cuda.get_device_properties(problem.device).uuid}"
         self.calls, self.refill = calls_for(seconds), seconds <= REFILL_UP_TO_SECONDS
-        peak_bytes, _, operators = self._bytes(self.call, problem)
+        hot = hot_figures(self.cuda, self.call) if self.cuda else {}
+        peak_bytes, _, operators = self._bytes(self._counted_call, problem)
         # The output, and in training the gradients, are allocated in the call but are no extra.
         results = problem.input_output_bytes // 2 if problem.mode == "training" else problem.query_bytes
         extra_bytes = max(0, held_bytes + peak_bytes - results)
@@ -146,16 +155,53 @@ class Bench:
             "calls_per_sample": 1 if self.cuda else self.calls,
             "timer": CUDA_TIMER if self.cuda else CPU_TIMER,
             "warm_seconds": seconds,
+            "call_seconds": self.call_seconds,
         }
-        return figures
+        return figures | hot
+
+    def prepare_peer(self, case: Case, threads: int, file: Path, name: str) -> dict[str, Any]:
+        """Build another package's attention, look for its defects, and be ready to sample it as any case."""
+        from benchmarks.peer_probe import prepare_peer  # only `attnscape peers` asks for it
+
+        problem = case.problem()
+        torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
+        self.call, first_seconds, figures = prepare_peer(case, file, name)
+        torch.set_num_threads(threads)
+        seconds = self._warm_up(problem, first_seconds)
+        self.calls, self.refill = calls_for(seconds), seconds <= REFILL_UP_TO_SECONDS
+        return figures | {"calls_per_sample": self.calls, "warm_seconds": seconds}
 
     def sample(self) -> dict[str, Any]:
         """One sample; on CUDA with the card's state read just after it, and whether a brake was on."""
+        begin = time.perf_counter()
         sample: Sample = (
             self.cuda.measure(self.call) if self.cuda else measure_cpu(self.call, self.calls, refill=self.refill)
         )
+        spent = time.perf_counter() - begin
         state = read_card(self.uuid) if self.cuda else {}
-        return {"sample": sample, "state": state, "rejected": braked(state)}
+        return {"sample": sample, "state": state, "rejected": braked(state), "call_seconds": spent}
+
+    def energy(self) -> dict[str, Any]:
+        """Joules of one call of the prepared case; nothing where no counter is to be read."""
+        from benchmarks.energy import measure_energy, meter_of
+
+        begin = time.perf_counter()
+        meter = meter_of(self.uuid)
+        figures = measure_energy(self.call, meter, torch.cuda.synchronize if self.cuda else lambda: None)
+        return figures | {"spent_seconds": time.perf_counter() - begin}
+
+    def profile(self, case: Case, threads: int, trace: Path) -> dict[str, Any]:
+        """What one call of a case does, and where its time goes; the trace is written to that file.
+
+        Raises `Failure` where the case cannot run or is wrong.
+        """
+        from benchmarks.profiling import PROFILED_SAMPLES, profile_call
+
+        figures = self.prepare(case, threads, True)
+        samples = [self.sample()["sample"] for _ in range(PROFILED_SAMPLES)]
+        problem = case.problem()
+        described = {name: figures[name] for name in ("kernel", "extra_bytes", "total_bytes", "implementation_error")}
+        return described | profile_call(self.call, self.ranged_call, problem, samples, trace, self.calls)
 
     def _proof(self, errors: Errors, problem: Problem) -> dict[str, Any]:
         tolerance = IMPLEMENTATION_TOLERANCE[problem.dtype]
@@ -191,15 +237,27 @@ class Bench:
 
     def _calls(
         self, run: Callable[..., Tensor], plain: tuple[Tensor, ...], problem: Problem, layout: str
-    ) -> tuple[tuple[Tensor, ...], Callable[[], Any]]:
-        """The inputs in the variant's layout, and the call that is timed."""
+    ) -> tuple[tuple[Tensor, ...], Callable[[], Any], Callable[[], Any]]:
+        """The inputs in the variant's layout, the call that is timed, and the same with its parts named."""
         training = problem.mode == "training"
         # Detached: else the oracle, which shares these tensors, would keep a graph of its own.
         inputs = tuple(canonical(x, layout).contiguous().detach().requires_grad_(training) for x in plain)
+        device = problem.device_type
+
+        def forward() -> Tensor:
+            with named_range("forward", device):
+                return run(*inputs)
+
         if not training:
-            return inputs, lambda: run(*inputs)
+            return inputs, lambda: run(*inputs), forward
         grad = torch.randn_like(inputs[0])
-        return inputs, lambda: torch.autograd.grad(run(*inputs), inputs, grad)
+
+        def both() -> tuple[Tensor, ...]:
+            out = forward()
+            with named_range("backward", device):
+                return torch.autograd.grad(out, inputs, grad)
+
+        return inputs, lambda: torch.autograd.grad(run(*inputs), inputs, grad), both
 
     def _warm_up(self, problem: Problem, first_seconds: float) -> float:
         """Seconds of the fastest of three more calls, or of as many as fit the time for warming up."""
@@ -213,7 +271,15 @@ class Bench:
                 torch.cuda.synchronize(problem.device)
             seconds = time.perf_counter() - start
             best, spent = min(best, seconds), spent + seconds
+        self.call_seconds += spent - first_seconds
         return best
+
+    def _counted_call(self) -> Any:
+        """The call, its seconds added to those that calls took."""
+        begin = time.perf_counter()
+        result = self.call()
+        self.call_seconds += time.perf_counter() - begin
+        return result
 
     def _bytes(self, call: Callable[[], Any], problem: Problem) -> tuple[int, int, list[str]]:
         if problem.device_type == "cuda":
@@ -227,10 +293,21 @@ def canonical(x: Tensor, layout: str) -> Tensor:
     return x.transpose(1, 2) if layout == "bnhd" else x
 
 
+def hot_figures(clock: CudaClock, call: Callable[[], Any]) -> dict[str, Any]:
+    """The time of a graph's replay, or why there is none: what a call does on the host cannot be captured."""
+    try:
+        return {"hot_seconds": clock.measure_hot(call)}
+    except RuntimeError as error:
+        torch.cuda.synchronize(clock.device)
+        return {"hot_reason": f"no graph: {first_line(error)}"}
+
+
 def kernel_name(operators: list[str]) -> str:
     """The attention kernel that ran, or the operators that did the products."""
     fused = [name for name in operators if "attention" in name and not name.endswith("dot_product_attention")]
     if fused:
         return ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in fused))
+    if any(name.startswith("Torch-Compiled Region") for name in operators):
+        return "compiled"
     products = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm")
     return ", ".join(name.removeprefix("aten::") for name in operators if name.rstrip("_") in products) or "elementwise"

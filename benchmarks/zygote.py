@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -86,4 +87,5 @@ def die_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with suppress(BrokenPipeError):  # the parent was killed while it waited for an answer: so are the workers
+        main(sys.argv[1:])

@@ -3,17 +3,22 @@
 import errno
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import compaction
 from benchmarks.measurement import SCHEMA, Case, Measurement
-from benchmarks.store import Store, StoreError
+from benchmarks.store import Store, StoreError, merge_folders, read_folder
 from variants import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -298,3 +303,193 @@ def test_a_machines_folder_that_is_a_file_is_a_store_error(tmp_path: Path) -> No
     (tmp_path / "machines").write_text("", "utf-8")
     with Store(tmp_path) as store, pytest.raises(StoreError, match="cannot write to"):
         store.write_machine({"key": "cpu-1"})
+
+
+# ---- folded into Parquet
+
+
+def full_row() -> Measurement:
+    """A row in which every field holds something."""
+    return row(
+        2**20,
+        reason="a «reason»\n",
+        seconds=0.1 + 0.2,
+        wall_samples=[0.1, 1e-300],
+        minor_faults=[0, 3],
+        noisy=False,
+        device_state={"power_watts": 1.5, "clock_events": "GpuIdle"},
+        descriptors={"row_entropy": 0.25},
+        useful_flops=2**60,
+    )
+
+
+def test_folding_changes_no_row(tmp_path: Path) -> None:
+    parametric = row(64)
+    parametric.case = msgspec.structs.replace(parametric.case, parameters={"window": 4, "block": 2})
+    rows = [row(8), row(16, status="timeout", reason="60 s"), full_row(), parametric]
+    file = write(tmp_path, *rows)
+    with Store(tmp_path) as store:
+        assert store.compact() == 4
+    assert file.read_bytes() == b""
+    assert stored(tmp_path) == rows
+    write(tmp_path, row(32))
+    assert stored(tmp_path) == [*rows, row(32)]
+    with Store(tmp_path) as store:
+        assert store.done("c0de") == {each.key for each in [*rows, row(32)]}
+        assert store.compact() == 5
+        store.append(row(128))
+    assert stored(tmp_path) == [*rows, row(32), row(128)]
+
+
+def test_every_field_has_its_column_and_its_type() -> None:
+    names = compaction.columns().names
+    fields = [field.name for struct in (Measurement, Case) for field in msgspec.structs.fields(struct)]
+    assert sorted(names) == sorted(name for name in fields if name != "case")
+    assert len(set(names)) == len(names)  # none of the case's is one of the measurement's
+    schema = compaction.columns()
+    assert [str(schema.field(name).type) for name in ("key", "seconds", "tokens", "noisy", "parameters")] == [
+        "string", "double", "int64", "bool", "map<string, int64>",
+    ]  # fmt: skip
+
+
+def test_a_crash_between_the_file_and_the_log_doubles_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, row(8), row(16))
+    lines = file.read_bytes()
+    with Store(tmp_path) as store:
+        store.compact()
+    file.write_bytes(lines + lines[:40])  # the file is there, the log is not emptied, and its last line is torn
+    assert [each.case.tokens for each in stored(tmp_path)] == [8, 16]
+    with Store(tmp_path) as store:
+        assert store.compact() == 2
+    assert [each.case.tokens for each in stored(tmp_path)] == [8, 16]
+
+
+def test_a_file_that_was_never_finished_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, row(8))
+    draft = compaction.draft_of(tmp_path / "measurements.parquet")
+    draft.write_bytes(b"PAR1 and no end")
+    assert [each.case.tokens for each in read_folder(tmp_path)] == [8]
+    assert [each.case.tokens for each in stored(tmp_path)] == [8]
+    assert not draft.exists()
+
+
+@pytest.mark.parametrize("left", [0, 4, 200, -1])
+def test_a_file_cut_short_is_named_and_nothing_is_touched(tmp_path: Path, left: int) -> None:
+    log = write(tmp_path, row(8), row(16))
+    with Store(tmp_path) as store:
+        store.compact()
+    write(tmp_path, row(32))
+    file = tmp_path / "measurements.parquet"
+    file.write_bytes(file.read_bytes()[:left])
+    before = file.read_bytes(), log.read_bytes()
+    with pytest.raises(StoreError, match=r"measurements\.parquet: not a whole file of measurements: "), Store(tmp_path):
+        pass
+    assert (file.read_bytes(), log.read_bytes()) == before
+
+
+def test_a_file_of_another_schema_or_kind_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "measurements.parquet"
+    compaction.write_parquet(file, [row(8, schema=SCHEMA + 1)])
+    with pytest.raises(StoreError, match=f"schema {SCHEMA + 1}, but this program writes"), Store(tmp_path):
+        pass
+    pq.write_table(pa.table({"lengths": [1, 2]}), file)
+    with pytest.raises(StoreError, match="not a whole file of measurements"), Store(tmp_path):
+        pass
+
+
+def test_a_full_disk_keeps_the_lines_that_are_folded(small_disk: Path) -> None:
+    with Store(small_disk) as store:
+        for tokens in range(3):
+            store.append(row(tokens))
+        lines = store.path.read_bytes()
+        left = os.statvfs(small_disk)
+        (small_disk / "filling").write_bytes(bytes((left.f_bavail - 1) * left.f_frsize))  # too little for a footer
+        with pytest.raises(StoreError, match=r"measurements\.parquet: .*what was measured before is kept"):
+            store.compact()
+        assert store.path.read_bytes() == lines
+    assert [each.case.tokens for each in stored(small_disk)] == [0, 1, 2]
+    assert {path.name for path in small_disk.iterdir()} == {".lock", "filling", "measurements.jsonl"}
+
+
+def test_a_disk_that_fails_while_folding_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = write(tmp_path, row(8))
+    with Store(tmp_path) as store:
+        store.compact()
+        store.append(row(16))
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left on device; what was measured before is kept"):
+            store.compact()
+        monkeypatch.undo()
+    assert file.read_bytes()
+    assert [each.case.tokens for each in stored(tmp_path)] == [8, 16]
+
+
+def test_only_a_long_log_is_folded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.append(row(8))
+        store.compact_if_long()
+        assert not store.compacted.exists()
+        monkeypatch.setattr("benchmarks.store.COMPACT_FROM_BYTES", 100)
+        store.compact_if_long()
+        assert store.compacted.exists() and not store.path.read_bytes()
+
+
+APPEND_AND_FOLD = """
+import sys
+from pathlib import Path
+from benchmarks import compaction  # pyarrow takes its time
+from benchmarks.store import Store
+from tests.test_store import row
+with Store(Path(sys.argv[1])) as store:
+    print(len(store.rows), flush=True)
+    for tokens in range(len(store.rows), 100_000):
+        store.append(row(tokens))
+        print(tokens + 1, flush=True)
+        if tokens % 3 == 0:
+            store.compact()
+"""
+
+
+def test_a_runner_killed_at_any_point_loses_nothing(tmp_path: Path) -> None:
+    generator = random.Random()
+    known = 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", APPEND_AND_FOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as script:
+            assert script.stdout is not None
+            assert int(script.stdout.readline()) >= known  # nothing that was told is gone
+            time.sleep(generator.uniform(0.0, 0.3))
+            script.kill()
+            known = max(map(int, script.stdout.read().split()), default=known)
+    tokens = [each.case.tokens for each in stored(tmp_path)]
+    assert tokens == list(range(len(tokens)))  # nor is anything there twice, or out of its order
+    assert len(tokens) >= known > 4
+
+
+# ---- several folders in one
+
+
+def test_folders_are_gathered_and_none_twice(tmp_path: Path) -> None:
+    for name, rows, machine in (("a", [row(8), row(16)], "cpu-1"), ("b", [row(16), row(32)], "cpu-2")):
+        with Store(tmp_path / name) as store:
+            store.extend(rows)
+            store.write_machine({"key": machine, "cpu": name})
+    with Store(tmp_path / "b") as store:
+        store.compact()
+        store.append(row(64))
+    assert merge_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == (4, 1)
+    assert [each.case.tokens for each in stored(tmp_path / "all")] == [8, 16, 32, 64]
+    assert json.loads((tmp_path / "all" / "machines" / "cpu-2.json").read_text("utf-8"))["cpu"] == "b"
+    assert merge_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "all") == (0, 5)
+    assert merge_folders([tmp_path / "all"], tmp_path / "all") == (0, 4)
+
+
+def test_a_folder_without_results_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "a", row(8))
+    with pytest.raises(StoreError, match=f"no measurements.jsonl in {tmp_path / 'none'}"):
+        merge_folders([tmp_path / "a", tmp_path / "none"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()

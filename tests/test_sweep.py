@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import sweep
+from benchmarks.campaign import Request
 from benchmarks.clock import Sample
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import Provenance
@@ -36,7 +37,13 @@ class ScriptedWorker:
             raise self.failing[self.round]
         seconds = self.seconds(self.round)
         sample = Sample(seconds, seconds, 0, 0)
-        return {"status": "ok", "sample": sample, "state": {}, "rejected": self.round in self.rejected}
+        return {
+            "status": "ok",
+            "sample": sample,
+            "state": {},
+            "rejected": self.round in self.rejected,
+            "call_seconds": 2 * seconds,
+        }
 
     def end(self) -> None:
         pass
@@ -260,3 +267,53 @@ def test_a_copy_may_be_the_ceiling_but_caches_may_beat_it() -> None:
     row = timed_row(0.01)
     add_ceiling(row, ceilings)
     assert (row.status, row.ceiling_seconds) == ("ok", 1.0)
+
+
+def test_errors_of_one_variant_may_follow_one_another() -> None:
+    problems = tuple(Problem(tokens=tokens, heads=1) for tokens in (4, 8))
+    request = Request(("full/sdpa_math", "full/matmul"), problems, ("smooth",), by_variant=True)
+    _, untimed = request.cases()
+    assert [(case.variant, case.tokens) for case in untimed] == [
+        ("full/sdpa_math", 4),
+        ("full/sdpa_math", 8),
+        ("full/matmul", 4),
+        ("full/matmul", 8),
+    ]
+
+
+class Starting:
+    """Counts the workers that are started and ended."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0
+
+    def start(self) -> "Starting":
+        self.started += 1
+        return self
+
+    def ask(self, _: str, arguments: tuple[Any, ...], __: float) -> dict[str, Any]:
+        case: Case = arguments[0]
+        if case.tokens == 13:
+            return {"status": "error", "reason": "illegal memory access"}
+        return {"status": "ok", "warm_seconds": 0.0}
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize(("device", "starts"), [("cpu", 6), ("cuda", 4)])
+def test_on_a_card_one_worker_proves_a_variant_until_it_fails(
+    device: str, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sweep, "_refused", lambda *_: False)
+    cases = [
+        Case.of(name, {}, Problem(tokens=tokens, heads=1, device=device), "smooth")
+        for name, lengths in (("full/matmul", (4, 8)), ("full/sdpa_math", (4, 13, 8)), ("full/matmul", (16,)))
+        for tokens in lengths
+    ]
+    workers, rows = Starting(), []
+    machine = {"key": "x", "ceilings": {}}
+    told = Sweep(workers, Settings(seconds=1, threads=1), machine, Provenance("", "", False))  # type: ignore[arg-type]
+    assert told.measure_errors(cases, rows.append) == []
+    assert [row.status for row in rows] == ["ok", "ok", "ok", "error", "ok", "ok"]
+    assert workers.started == workers.ended == starts
