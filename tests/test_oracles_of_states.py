@@ -21,11 +21,13 @@ from variants import (
     gated_linear,
     gru,
     lightning,
+    long_convolution,
     retention,
     rwkv7,
     ssd,
 )
 from variants.catalogue import load, names
+from variants.long_convolution.fft import padded_length
 
 DEFINITIONS = {load(name).definition.name: load(name).definition for name in names()}
 
@@ -473,6 +475,17 @@ def convolved(values: Rows, tokens: int, channels: int, *, head: int, heads: int
     return [[at(row + len(values) - tokens, c) for c in range(channels)] for row in range(tokens)]
 
 
+def convolved_at_length(
+    values: Rows, tokens: int, channels: int, *, head: int, heads: int, causal: bool, reach: int
+) -> Rows:
+    taps = long_convolution.filters(heads, len(values), channels, reach)[head].tolist()
+
+    def at(i: int, c: int) -> float:
+        return math.fsum(taps[t][c] * values[i - t][c] for t in range(i + 1))
+
+    return [[at(row + len(values) - tokens, c) for c in range(channels)] for row in range(tokens)]
+
+
 def recurred(values: Rows, tokens: int, channels: int, **_: Any) -> Rows:
     w, u = (x.tolist() for x in gru.weights(channels))
 
@@ -498,7 +511,8 @@ CONVOLUTIONS = [
     for causal in (False, True)
     for width in (1, 4, 5, 30)
 ]
-VALUES_ALONE = [("gru", recurred, True, {}), *CONVOLUTIONS]
+LONG_CONVOLUTIONS = [("long_convolution", convolved_at_length, True, {"reach": reach}) for reach in (1, 4, 1000)]
+VALUES_ALONE = [("gru", recurred, True, {}), *CONVOLUTIONS, *LONG_CONVOLUTIONS]
 
 
 @pytest.mark.parametrize(("tokens", "kv_tokens"), SIZES)
@@ -540,6 +554,45 @@ def test_a_convolution_answers_an_impulse_with_its_filter(causal: bool, first: i
     expected = torch.zeros_like(v)
     expected[0, :, first : first + 4] = depthwise_convolution.filters(2, 4, 5)
     assert torch.equal(out, expected)
+
+
+def test_a_long_convolution_answers_an_impulse_with_its_filter_to_the_end() -> None:
+    v = torch.zeros(1, 2, 8, 5, dtype=torch.float64)
+    v[:, :, 3] = 1
+    out = DEFINITIONS["long_convolution"].reference(v, v, v, causal=True, parameters={"reach": 30})
+    assert not out[:, :, :3].any()
+    assert torch.equal(out[0, :, 3:], long_convolution.filters(2, 8, 5, 30)[:, :5])
+    assert torch.equal(long_convolution.filters(2, 8, 5, 30), long_convolution.filters(2, 700, 5, 30)[:, :8])
+    with pytest.raises(ValueError, match="causal only"):
+        DEFINITIONS["long_convolution"].reference(v, v, v, causal=False)
+
+
+def test_windows_of_a_long_convolution_fall_to_a_hundredth_at_their_reaches_and_filters_have_norm_one() -> None:
+    falls = long_convolution.decays(5, 1000)
+    assert math.exp(-1500 * falls[0]) == pytest.approx(0.01)
+    assert math.exp(-300 * falls[-1]) == pytest.approx(0.01)
+    torch.testing.assert_close(falls.diff(), falls.diff()[:1].expand(4))
+    norms = long_convolution.filters(300, 2000, 4, 400).square().sum(1)
+    torch.testing.assert_close(norms.mean(0), torch.ones(4, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 301, 1024, 4099, 100_003])
+def test_a_transform_holds_twice_the_tokens_and_has_small_factors(tokens: int) -> None:
+    length = padded_length(tokens)
+    assert 2 * tokens <= length <= max(2, 3 * tokens) and length % 2 == 0
+    for factor in (2, 3, 5):
+        while length % factor == 0:
+            length //= factor
+    assert length == 1
+
+
+def test_the_lesser_count_of_both_ways_to_convolve_is_useful() -> None:
+    definition = DEFINITIONS["long_convolution"]
+    assert definition.useful_flops(Problem(3, heads=1, head_dim=5, causal=True)) == 5 * 2 * 6
+    one_of_many = Problem.of_length(4096, mode="decode", heads=1, head_dim=5, causal=True)
+    assert definition.useful_flops(one_of_many) == 5 * 2 * 4096
+    # two transforms of 2.5 n log2 n, and six operations for each of n/2 + 1 complex products, n = 8192
+    assert definition.useful_flops(Problem(4096, heads=1, head_dim=5, causal=True)) == 5 * (5 * 8192 * 13 + 6 * 4097)
 
 
 def test_gru_without_an_input_stays_at_zero_and_with_one_within_one() -> None:

@@ -38,6 +38,9 @@ class Variant:
 
     `build(problem, **parameters)` does all set-up and returns the callable that is timed.
     `workspace_bytes(problem, **parameters)` predicts the peak memory beyond inputs and outputs.
+    `compiled`: the builder compiles, for seconds at every new shape.
+    `spectral`: it sums in the frequency domain, where the rounding errors of each token reach every
+    other: where the formula says that a token has no influence, it has one of the size of rounding.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Variant:
     requires: tuple[Requirement, ...] = ()
     executed_flops: Callable[..., int] | None = None
     source: str = ""
+    compiled: bool = False
+    spectral: bool = False
 
     @property
     def family(self) -> str:
@@ -110,6 +115,8 @@ def variant(
     requires: Sequence[Requirement] = (),
     executed_flops: Callable[..., int] | None = None,
     source: str = "",
+    compiled: bool = False,
+    spectral: bool = False,
 ) -> Callable[[Callable[..., Attention]], Callable[..., Attention]]:
     """Declare the decorated builder as the variant of its file.
 
@@ -136,6 +143,8 @@ def variant(
             requires=tuple(requires),
             executed_flops=executed_flops,
             source=source or definition.source,
+            compiled=compiled,
+            spectral=spectral,
         )
         return build
 
