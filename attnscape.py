@@ -35,6 +35,9 @@ BatchOption = Annotated[int, typer.Option("--batch", help="Items of the batch.")
 HeadsOption = Annotated[int, typer.Option("--heads", help="Heads of queries.")]
 HeadDimOption = Annotated[int, typer.Option("--head-dim", help="Size of a head.")]
 AsvOption = Annotated[Path, typer.Option("--asv", help="Folder of asv's results.")]
+SkipCompiledOption = Annotated[
+    bool, typer.Option("--skip-compiled", help="Leave out variants that compile for seconds at each new shape.")
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
 
 
@@ -290,6 +293,7 @@ def check(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter: window=128.")] = None,
+    skip_compiled: SkipCompiledOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Hold each ready variant against its float64 oracle and against exact attention, causal and not.
@@ -318,6 +322,7 @@ def check(
             settings,
             dtype=dtype,
             timed=False,
+            skip_compiled=skip_compiled,
             device=device,
             heads=4,
         )
@@ -422,6 +427,7 @@ def run(
     stop_after: Annotated[
         float | None, typer.Option(help="Begin no case after so many seconds; the same command goes on with them.")
     ] = None,
+    skip_compiled: SkipCompiledOption = False,
     energy: Annotated[
         bool, typer.Option("--energy", help="Also the energy of a call, some 20 s for each timed case.")
     ] = False,
@@ -462,6 +468,7 @@ def run(
             settings,
             dtype=dtype,
             timed=True,
+            skip_compiled=skip_compiled,
             device=device,
             batch=batch,
             heads=heads,

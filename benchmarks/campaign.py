@@ -33,7 +33,8 @@ class Request:
     """What to measure: variants, problems and kinds of input; times are taken on normal inputs.
 
     `recorded` are problems with recorded calls as their inputs, of which the errors are wanted.
-    Of a shard only its own part is meant. With `by_variant` the errors of one variant follow one another.
+    Of a shard only its own part is meant. With `by_variant` the errors of one variant follow one another;
+    with `skip_compiled` variants that compile for seconds at each shape are left out.
     """
 
     variants: tuple[str, ...]
@@ -44,6 +45,7 @@ class Request:
     recorded: tuple[tuple[Problem, str], ...] = ()
     shard: Shard | None = None
     by_variant: bool = False
+    skip_compiled: bool = False
 
     def cases(self) -> tuple[list[Case], list[Case]]:
         """The cases that are timed, and those of which only the errors are wanted.
@@ -80,7 +82,7 @@ class Request:
         """The variants that are meant. Raises what `cases` raises, but for what depends on a machine."""
         names = select(list(self.variants))
         self._check(names)
-        return names
+        return [name for name in names if not (self.skip_compiled and load(name).compiled)]
 
     def _check(self, names: list[str]) -> None:
         for kind in self.inputs:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,26 @@ def request_of(
     *,
     dtype: str,
     timed: bool,
+    skip_compiled: bool = False,
     **fields: Any,
 ) -> Request:
     """The request that the options describe; a room's refusals pass through."""
+    found = _request_of(variants, tokens, modes, masks, inputs, settings, dtype=dtype, timed=timed, **fields)
+    return replace(found, skip_compiled=skip_compiled)
+
+
+def _request_of(
+    variants: Sequence[str],
+    tokens: str,
+    modes: Sequence[str],
+    masks: Sequence[bool],
+    inputs: str | None,
+    settings: Sequence[str] | None,
+    *,
+    dtype: str,
+    timed: bool,
+    **fields: Any,
+) -> Request:
     if files := [word for word in words_of(inputs) if word.endswith(".safetensors")]:
         others = [word for word in words_of(inputs) if word not in files]
         return request_on_recorded(files, others, variants, modes, settings, device=fields["device"], timed=timed)

@@ -86,15 +86,26 @@ def attention(
     back: list[Band] | None,
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """Softmax over the pairs of all bands; zero in rows that no band holds. Without `back` no gradients."""
-    out: Tensor = _Merged.apply(q, k, v, forth, back)  # type: ignore[no-untyped-call]  # torch types no apply
-    return out
+    return attention_and_lse(q, k, v, forth, back)[0]
+
+
+def attention_and_lse(
+    q: Float[Tensor, "batch heads tokens head_dim"],
+    k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
+    v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
+    forth: list[Step],
+    back: list[Band] | None,
+) -> tuple[Float[Tensor, "batch heads tokens head_dim"], Float[Tensor, "batch heads tokens"]]:
+    """The same with the log-sum-exp of each row, which has gradients too; -inf in rows that no band holds."""
+    out, lse = _Merged.apply(q, k, v, forth, back)  # type: ignore[no-untyped-call]  # torch types no apply
+    return out, lse
 
 
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, forth: list[Step], back: list[Band] | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         # Rows that no band writes first must begin at zero, with a log-sum-exp of -inf.
         whole = sum(step.band.rows * step.band.tiles for step in forth if step.first) == q.shape[2]
         out = (torch.empty_like if whole else torch.zeros_like)(q, memory_format=torch.contiguous_format)
@@ -104,30 +115,32 @@ class _Merged(torch.autograd.Function):
             hq = fq[rows]
             hk, hv = expand_to(fk[kv], hq), expand_to(fv[kv], hq)
             for step in forth:
-                _attend_band(step, hq, hk, hv, fo[rows], fl[rows])
+                attend_band(step, hq, hk, hv, fo[rows], fl[rows])
         if back is not None:
             ctx.save_for_backward(q, k, v, out, lse)
             ctx.back = back  # type: ignore[attr-defined]  # the context takes attributes
-        return out
+        return out, lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]  # set by save_for_backward
         wide = accumulator(q.dtype)
         dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=q.device) for x in (q, k, v))
-        fq, fk, fv, fg, fo, fl = (flatten_heads(x) for x in (q, k, v, grad, out, lse.unsqueeze(-1)))
+        fq, fk, fv, fg, fo = (flatten_heads(x) for x in (q, k, v, grad, out))
+        fl, fgl = (flatten_heads(x.unsqueeze(-1)) for x in (lse, grad_lse))
         fdq, fdk, fdv = (flatten_heads(x) for x in (dq, dk, dv))
         for rows, kv in head_groups(q, k):
             hq = fq[rows]
             keys = expand_to(fk[kv], hq), expand_to(fv[kv], hq)
-            delta = row_delta(fg[rows], fo[rows]).unsqueeze(-1)
+            # A score's gradient is weight * (grad·v - grad·out + grad_lse).
+            delta = row_delta(fg[rows], fo[rows]).unsqueeze(-1).sub_(fgl[rows])
             for band in ctx.back:  # type: ignore[attr-defined]  # set in forward
-                _band_gradients(band, (hq, fg[rows], fl[rows], delta), keys, fdq[rows], fdk[kv], fdv[kv])
+                band_gradients(band, (hq, fg[rows], fl[rows], delta), keys, fdq[rows], fdk[kv], fdv[kv])
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _attend_band(step: Step, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+def attend_band(step: Step, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
     """One band's attention, merged into its rows of `out` and `lse`."""
     band = step.band
     target, line = band.query_tiles(out), band.query_tiles(lse)
@@ -163,7 +176,7 @@ def _add_few_keys(band: Band, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse:
     lse.copy_(joint.mT)
 
 
-def _band_gradients(
+def band_gradients(
     band: Band, inputs: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     """One band's share of the gradients, added to them."""
