@@ -47,6 +47,7 @@ def build(problem):
 # come from another zygote, because the environment tells it.
 SWEEPS = """
 import os, sys
+os.environ["PLANTED"] = "0"
 import msgspec
 from benchmarks.provenance import Provenance
 from benchmarks.sweep import Settings, Sweep, plan_cases
@@ -63,7 +64,6 @@ problems = [Problem(tokens=tokens, heads=4) for tokens in (384, 512)]
 cases = plan_cases(("full/trial", "memory_efficient/chunked"), problems, "normal")
 settings = Settings(seconds=6.0, threads=1)
 ceilings = {"matmul_flops": {"float32": 1e15}, "copy_bytes_per_second": 1e15}
-os.environ["PLANTED"] = "0"
 with Workers() as right:
     os.environ["PLANTED"] = "0.1"
     with Workers() as slowed:

@@ -1,0 +1,35 @@
+"""Chunkwise in Triton: fading states between chunks by one kernel, the chunks by another; backward by three more."""
+
+from variants.problem import Problem
+from variants.retention import DEFINITION, decays
+from variants.scan import SELF_CAUSAL
+from variants.triton_launch import DTYPES, REQUIRES
+from variants.triton_scan import built, chunk_flops, planned
+from variants.triton_scan import workspace_bytes as scan_bytes
+from variants.variant import Attention, variant
+
+
+def workspace_bytes(problem: Problem) -> int:
+    """The states before the chunks."""
+    return scan_bytes(problem, features=False, decay=True)
+
+
+def executed_flops(problem: Problem) -> int:
+    """The formula's work, and the products within each chunk."""
+    return DEFINITION.useful_flops(problem) + chunk_flops(problem)
+
+
+@variant(
+    "retention/triton",
+    summary="chunks and the fading states between them, fused Triton kernels",
+    devices=("cuda",),
+    dtypes=DTYPES,
+    modes=("forward", "training"),
+    workspace_bytes=workspace_bytes,
+    executed_flops=executed_flops,
+    requires=(*REQUIRES, *SELF_CAUSAL),
+    source="arXiv:2307.08621, equation 7",
+)
+def build(problem: Problem) -> Attention:
+    """The rates of decay go to the card here; Triton compiles at the first call."""
+    return built(planned(problem, features=False, scale=problem.head_dim**-0.5, log_decay=decays(problem.heads).log()))
