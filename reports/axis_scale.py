@@ -32,7 +32,7 @@ def log_scale(axes: Axes, side: Literal["x", "y"], values: Iterable[float], text
     axis = axes.xaxis if side == "x" else axes.yaxis
     axes.set(**{f"{side}scale": "log"})
     axis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(text(value))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_text(text(value))))
     axis.set_minor_locator(NullLocator())
 
 
@@ -47,11 +47,11 @@ def error_scale(axes: Axes, errors: Sequence[float]) -> None:
 
 def _set_ticks(axis: Axis, places: Sequence[float], text: Callable[[float], str]) -> None:
     axis.set_major_locator(FixedLocator(places))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(text(value))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_text(text(value))))
     axis.set_minor_locator(NullLocator())
 
 
-def _short(text: str) -> str:
+def short_text(text: str) -> str:
     """`1.00 ms` as `1 ms`, `1.0e-4` as `1e-4`: a tick is exact."""
     number, _, unit = text.replace(".0e", "e").partition(" ")
     if "." in number and "e" not in number:

@@ -28,7 +28,7 @@ _SHAPES_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Cards:
+class Cards:
     """The card that was measured, and the one that is asked for; None where it is not known."""
 
     source: Card | None
@@ -59,7 +59,7 @@ def choose(
     rows, only a target's floors answer. Raises `ResultsError` where the rows cannot answer and no floor does.
     """
     machine = _one_machine(rows) if rows or target is None else None
-    cards = _Cards(machine_card(description or {}, rows, question.device), target)
+    cards = Cards(machine_card(description or {}, rows, question.device), target)
     floors = floors_of(question, budget, cards.asked) if cards.asked else None
     found = curves(rows, question.shape)
     try:
@@ -70,7 +70,7 @@ def choose(
             raise
         return _unmeasured(question, budget, machine, cards, floors, str(error))
     forecast = Forecast(found, question.shape, declare, cards.source)
-    candidates, failed = _with_figures(forecast, question, cards)
+    candidates, failed = with_figures(forecast, question, cards)
     fitting, broken = judged(candidates, budget)
     order = ranked(fitting)
     floors, contradiction = _without_contradiction(floors, order)
@@ -129,7 +129,8 @@ def _other_shapes(rows: Sequence[Row], wanted: Shape) -> str:
     return f"nothing was measured for {wanted.describe()}; measured instead, closest first: {measured}{more}"
 
 
-def _with_figures(forecast: Forecast, question: Question, cards: _Cards) -> tuple[list[Candidate], list[Rejected]]:
+def with_figures(forecast: Forecast, question: Question, cards: Cards) -> tuple[list[Candidate], list[Rejected]]:
+    """Who has figures at the asked length, whatever the budget, and who has none, with every reason."""
     candidates, failed = [], []
     for curve in forecast.curves:
         parameters = dict(curve.parameters)
@@ -146,7 +147,7 @@ def _with_figures(forecast: Forecast, question: Question, cards: _Cards) -> tupl
     return candidates, failed
 
 
-def _figures(forecast: Forecast, curve: Curve, question: Question, cards: _Cards) -> Figures:
+def _figures(forecast: Forecast, curve: Curve, question: Question, cards: Cards) -> Figures:
     """The figures at the asked length, on the asked card. Raises `Unavailable`."""
     figures = forecast.figures_at(curve, question.tokens, question.inputs)
     if cards.target is None or not cards.differ:
@@ -177,7 +178,7 @@ def _outcome(order: Sequence[Candidate], candidates: Sequence[Candidate], floors
 
 
 def _unmeasured(
-    question: Question, budget: Budget, machine: str | None, cards: _Cards, floors: Floors | None, gap: str
+    question: Question, budget: Budget, machine: str | None, cards: Cards, floors: Floors | None, gap: str
 ) -> Answer:
     """The answer of the floors alone; `gap` says why no row counts."""
     return Answer(

@@ -28,8 +28,11 @@ PRINTED: Final = Theme("#1a1a1a", "#d9d9d9", "#ffffff")
 """For formats that have no theme."""
 
 _PAGE_COLOURS: Final = {THEMED.ink: "currentColor", THEMED.rule: "var(--rule)", THEMED.paper: "var(--paper)"}
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 """Okabe and Ito's palette, which stays distinct under colour blindness; the ink stands for its black."""
+
+HUES: Final = {colour: f"var(--hue-{index})" for index, colour in enumerate(COLOURS)}
+"""The same as the page sets them: darker on a light ground, lighter on a dark one, so that lines stand out."""
 
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
@@ -45,7 +48,7 @@ class Style:
 
 def styles_of(variants: Iterable[tuple[str, str, bool]], theme: Theme) -> dict[str, Style]:
     """A style by label, from (label, folder, exact) of every variant of a page: exact folders come first."""
-    colours = (theme.ink, *_COLOURS)
+    colours = (theme.ink, *COLOURS)
     known = sorted(set(variants), key=lambda one: (not one[2], one[1], one[0]))
     folders = list(dict.fromkeys(folder for _, folder, _ in known))
     made: dict[str, Style] = {}
@@ -99,8 +102,7 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
     text = stream.getvalue()
     text = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<[^>]*>", lambda tag: _shortened(tag[0]), _with_own_ids(text, name))
-    for stand_in, colour in _PAGE_COLOURS.items():
-        text = text.replace(stand_in, colour)
+    text = re.sub(r">\s+<", "><", text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None, "matplotlib writes a viewBox into every SVG"
     opening = f'<svg {box[0]} role="img" aria-labelledby="{name}-title" xmlns="http://www.w3.org/2000/svg"'
@@ -109,13 +111,17 @@ def svg_of(figure: Figure, name: str, title: str) -> str:
 
 
 def _shortened(tag: str) -> str:
-    """A tag without line breaks, fonts (the page has its own) and digits that no screen shows."""
+    """A tag in the page's colours, without line breaks, its own fonts and digits that no screen shows."""
+    for stand_in, colour in {**_PAGE_COLOURS, **HUES}.items():
+        tag = tag.replace(stand_in, colour)
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", re.sub(r"\s+", " ", tag))
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
 
 
 def _with_own_ids(text: str, name: str) -> str:
-    """Drop ids that nothing refers to, and put `name` before the others: a page holds many pictures."""
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    """Drop ids that nothing refers to, and call the others `name` with a number: a page holds many pictures."""
+    used = list(dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text)))
+    own = {known: f"{name}-{number}" for number, known in enumerate(used)}
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{own[found[1]]}"' if found[1] in own else "", text)
+    return re.sub(r'(href="#|url\(#)([^")]+)', lambda found: found[1] + own[found[2]], text)

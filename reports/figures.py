@@ -1,25 +1,24 @@
 """Pictures of what was measured: time, memory and error, for a page and for a README."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.axis_scale import error_scale, length_scale, log_scale
 from reports.canvas import add_legend, canvas, clipped, entries, short_names
 from reports.curve import Curve
-from reports.figure_style import PRINTED, THEMED, Style, Theme, drawing, styles_of, svg_of
+from reports.figure_style import PRINTED, THEMED, drawing, svg_of
 from reports.landscape import error_rows, pareto_front, tradeoff
-from reports.quantities import BYTES_PER_MIB, digits, error_text, seconds_text
-
-Styles = Mapping[str, Style]
+from reports.length_figures import Foretell, Styles, draw_memory, draw_times, marker_of, nothing_foretold, styles_for
+from reports.quantities import error_text, joules_text, seconds_text
 
 _FLOOR: Final = "mean of V (floor)"
+_LINES: Final = "Whole lines join measured points; dashed ones without marks are foretold, within a 90 % band."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,49 +30,71 @@ class Picture:
     caption: str
 
 
-def styles_for(curves: Iterable[Curve], theme: Theme = THEMED) -> dict[str, Style]:
-    """One style per variant, for every picture in which it appears."""
-    return styles_of(((curve.label, curve.variant.partition("/")[0], curve.exact) for curve in curves), theme)
-
-
-def pictures(curves: Sequence[Curve], styles: Styles, name: str) -> list[Picture]:
+def pictures(
+    curves: Sequence[Curve], styles: Styles, name: str, foretell: Foretell = nothing_foretold
+) -> list[Picture]:
     """The pictures of one shape, those that have data; `name` keeps their ids apart on a page."""
     with drawing(THEMED):
         made = [
-            time_picture(curves, styles, f"{name}-time"),
-            memory_picture(curves, styles, f"{name}-memory"),
+            time_picture(curves, styles, f"{name}-time", foretell),
+            memory_picture(curves, styles, f"{name}-memory", foretell),
+            energy_picture(curves, styles, f"{name}-energy"),
             error_picture(curves, styles, f"{name}-error"),
             tradeoff_picture(curves, styles, f"{name}-tradeoff"),
         ]
     return [picture for picture in made if picture is not None]
 
 
-def time_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture | None:
+def time_picture(
+    curves: Sequence[Curve], styles: Styles, name: str, foretell: Foretell = nothing_foretold
+) -> Picture | None:
     """Time against length with its 95 % intervals."""
     timed = [curve for curve in curves if curve.seconds()]
     if not timed:
         return None
     figure, axes = canvas(len(timed), short_names(timed))
-    draw_times(axes, timed, styles)
+    draw_times(axes, timed, styles, foretell)
     add_legend(figure, axes, short_names(timed))
     title = "Time against length"
-    caption = "Median wall time per call; the band is its 95 % interval. Lines only join measured points."
-    return Picture(title, svg_of(figure, name, f"{title} of {_spoken(timed)}"), caption)
+    caption = f"Median wall time per call; the band is its 95 % interval. {_LINES}"
+    return Picture(title, svg_of(figure, name, f"{title} of {spoken(timed)}"), caption)
 
 
-def memory_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture | None:
+def memory_picture(
+    curves: Sequence[Curve], styles: Styles, name: str, foretell: Foretell = nothing_foretold
+) -> Picture | None:
     """Extra memory against length."""
     known = [curve for curve in curves if any(row.extra_bytes for row in curve.rows().values())]
     if not known:
         return None
     figure, axes = canvas(len(known), short_names(known))
-    draw_memory(axes, known, styles)
+    draw_memory(axes, known, styles, foretell)
     add_legend(figure, axes, short_names(known))
     title = "Extra memory against length"
     zeros = sum(row.extra_bytes == 0 for curve in curves for row in curve.rows().values())
-    caption = "Peak memory beyond q, k, v and the output. Lines only join measured points."
+    caption = f"Peak memory beyond q, k, v and the output. {_LINES}"
     caption += f" {zeros} points without extra memory have no place on this axis." if zeros else ""
-    return Picture(title, svg_of(figure, name, f"{title} of {_spoken(known)}"), caption)
+    return Picture(title, svg_of(figure, name, f"{title} of {spoken(known)}"), caption)
+
+
+def energy_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture | None:
+    """Energy per call against length, where it was measured."""
+    known = [curve for curve in curves if any(row.energy_joules for row in curve.rows().values())]
+    if not known:
+        return None
+    figure, axes = canvas(len(known), short_names(known))
+    drawn: list[float] = []
+    for curve in known:
+        rows = curve.rows()
+        joules = [row.energy_joules or math.nan for row in rows.values()]
+        axes.plot(list(rows), joules, label=curve.label, **marker_of(styles[curve.label]))
+        drawn += joules
+    length_scale(axes, [length for curve in known for length, row in curve.rows().items() if row.energy_joules])
+    log_scale(axes, "y", drawn, joules_text)
+    axes.set_ylabel("energy per call")
+    add_legend(figure, axes, short_names(known))
+    title = "Energy against length"
+    return Picture(title, svg_of(figure, name, f"{title} of {spoken(known)}"), "Energy of the whole device per call.")
 
 
 def error_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture | None:
@@ -86,7 +107,7 @@ def error_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture
     figure, axes = canvas(len(shown) + 1, short_names(shown), height=1.0 + 0.36 * len(rows))
     for place, row in enumerate(reversed(rows)):
         for label, error in row.errors.items():
-            axes.plot([error], [place], label=label, linestyle="none", **_marker(styles[label]))
+            axes.plot([error], [place], label=label, linestyle="none", **marker_of(styles[label]))
         if row.floor is not None:
             axes.plot([row.floor], [place], label="mean of V", **_floor_marker())
     error_scale(axes, [error for row in rows for error in (*row.errors.values(), row.floor or 0.0)])
@@ -96,7 +117,7 @@ def error_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture
     add_legend(figure, axes, {**short_names(shown), "mean of V": _FLOOR})
     title = "Approximation error by inputs"
     caption = "Left is better. Right of the floor a variant is worse than the plain mean of all values."
-    return Picture(title, svg_of(figure, name, f"{title} of {_spoken(shown)}"), caption)
+    return Picture(title, svg_of(figure, name, f"{title} of {spoken(shown)}"), caption)
 
 
 def tradeoff_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Picture | None:
@@ -121,7 +142,7 @@ def tradeoff_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Pict
         label="Pareto front",
     )
     for point in points:
-        axes.plot([point.seconds], [point.error], label=point.label, linestyle="none", **_marker(styles[point.label]))
+        axes.plot([point.seconds], [point.error], label=point.label, linestyle="none", **marker_of(styles[point.label]))
     log_scale(axes, "x", [point.seconds for point in points], seconds_text)
     log_scale(axes, "y", [*(point.error for point in points), *([found.floor] if found.floor else [])], error_text)
     axes.set_xlabel(f"time per call at {found.length} tokens")
@@ -129,40 +150,7 @@ def tradeoff_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Pict
     add_legend(figure, axes, {**short_names(shown), "Pareto front": "Pareto front", "mean of V": _FLOOR})
     title = "Error against time"
     caption = "Both kinds of error together. No other variant is faster and closer than one on the front."
-    return Picture(title, svg_of(figure, name, f"{title} at {found.length} tokens of {_spoken(shown)}"), caption)
-
-
-def draw_times(axes: Axes, curves: Sequence[Curve], styles: Styles) -> None:
-    """Time by length, one line per variant, broken where a length failed."""
-    known: list[float] = []
-    for curve in curves:
-        rows = curve.rows()
-        lengths = list(rows)
-        seconds = [row.seconds or math.nan for row in rows.values()]
-        low = [row.seconds_low or row.seconds or math.nan for row in rows.values()]
-        high = [row.seconds_high or row.seconds or math.nan for row in rows.values()]
-        style = styles[curve.label]
-        axes.fill_between(lengths, low, high, color=style.colour, alpha=0.25, linewidth=0)
-        axes.plot(lengths, seconds, label=curve.label, **_marker(style))
-        known += seconds
-    length_scale(axes, [length for curve in curves for length in curve.seconds()])
-    log_scale(axes, "y", known, seconds_text)
-    axes.set_ylabel("time per call")
-
-
-def draw_memory(axes: Axes, curves: Sequence[Curve], styles: Styles) -> None:
-    """Extra memory by length, one line per variant."""
-    known: list[float] = []
-    lengths: list[int] = []
-    for curve in curves:
-        rows = curve.rows()
-        sizes = [row.extra_bytes / BYTES_PER_MIB if row.extra_bytes else math.nan for row in rows.values()]
-        axes.plot(list(rows), sizes, label=curve.label, **_marker(styles[curve.label]))
-        known += sizes
-        lengths += [length for length, row in rows.items() if row.extra_bytes]
-    length_scale(axes, lengths)
-    log_scale(axes, "y", known, digits)
-    axes.set_ylabel("extra memory (MiB)")
+    return Picture(title, svg_of(figure, name, f"{title} at {found.length} tokens of {spoken(shown)}"), caption)
 
 
 def write_png(path: Path, curves: Sequence[Curve], machine: str) -> None:
@@ -183,17 +171,9 @@ def write_png(path: Path, curves: Sequence[Curve], machine: str) -> None:
         figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _spoken(curves: Sequence[Curve]) -> str:
+def spoken(curves: Sequence[Curve]) -> str:
+    """The names of curves, for those who hear a picture."""
     return ", ".join(curve.label for curve in curves)
-
-
-def _marker(style: Style) -> dict[str, Any]:
-    return {
-        "color": style.colour,
-        "marker": style.marker,
-        "markeredgecolor": style.colour,
-        "markerfacecolor": style.fill,
-    }
 
 
 def _floor_marker() -> dict[str, Any]:

@@ -24,6 +24,14 @@ def interval_text(low: float, high: float) -> str:
     return f"{low_text} to {high_text}"
 
 
+def joules_text(joules: float) -> str:
+    """`0.0123` as `12.3 mJ`."""
+    for scale, unit in ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")):
+        if joules >= 0.9995 * scale:
+            return f"{digits(joules / scale)} {unit}"
+    return f"{digits(joules / 1e-9)} nJ"
+
+
 def mib_text(size_bytes: float) -> str:
     """Bytes as a number of MiB, without the unit."""
     return digits(size_bytes / BYTES_PER_MIB)

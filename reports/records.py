@@ -117,6 +117,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     kernel: str | None = None
     useful_flops: Count | None = None
+    traffic_bytes: Count | None = None
     visible_pairs: Count | None = None
     ceiling_share: float | None = None
     threads: int | None = None

@@ -1,5 +1,8 @@
 """The page: complete, self-contained, escaped, the same every time; and the numbers behind its pictures."""
 
+import base64
+import hashlib
+import html
 import json
 import os
 import re
@@ -14,20 +17,38 @@ import matplotlib as mpl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from reports import page as page_module
+from reports import page_scripts
+from reports.attention_pictures import attention_pictures
+from reports.cards import Card
+from reports.choice import choose
 from reports.curve import curves
+from reports.declared_costs import declare_nothing
 from reports.figure_style import PRINTED, THEMED, drawing, styles_of
-from reports.figures import draw_memory, draw_times, pictures, styles_for, write_png
+from reports.figures import pictures, write_png
 from reports.landscape import Point, common_length, error_rows, pareto_front, tradeoff
-from reports.page import render
+from reports.length_figures import draw_memory, draw_times, styles_for
+from reports.page import Extras, render, write_page
+from reports.page_answers import Explored, explored, offered_lengths, steps_for
+from reports.page_data import cell_count, page_data
+from reports.page_links import asv_links
+from reports.page_machines import chosen
 from reports.page_tables import figures_table, machine_table, reasons_table, status_table
+from reports.page_target import require_page
 from reports.quantities import digits, error_text, factor_text, interval_text, mib_text, rounded_up, seconds_text
-from reports.records import ResultsError, read
+from reports.question import Budget, Question
+from reports.records import Results, ResultsError, read
+from reports.roofline import roofline_of
+from reports.winner_map import winner_map
 from tests import results_builder as builder
 from tests.results_builder import as_rows, failed, landscape, measured, write
 
 ROOT = Path(__file__).parent.parent
-VOID = {"meta", "wbr", "br"}
+VOID = {"meta", "wbr", "br", "input", "img"}
+SCRIPTS = 1 + len(page_scripts.SCRIPTS)
+POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
 DEFAULT = as_rows(landscape())
 SHAPE = DEFAULT[0].case.shape
 CURVES = curves(DEFAULT, SHAPE)
@@ -43,6 +64,7 @@ class Page(HTMLParser):
         self.references: set[str] = set()
         self.loads: list[str] = []
         self.words = ""
+        self.code: list[str] = []
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -61,7 +83,7 @@ class Page(HTMLParser):
             if name in ("src", "srcset", "data", "action") or (
                 name.endswith("href") and not (value or "").startswith("#")
             ):
-                self.loads.append(value or "")
+                self.loads += [] if (value or "").startswith("data:image/png;base64,") else [value or ""]
             self.references |= set(re.findall(r"url\(#([^)]+)\)", value or ""))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -73,7 +95,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        if self.open and self.open[-1] in ("script", "style"):
+            self.code.append(data)
+        else:
+            self.words += data
 
 
 def page_of(folder: Path, lines: list[dict[str, Any]], machine: dict[str, Any] | None = None) -> str:
@@ -84,33 +109,65 @@ def page_of(folder: Path, lines: list[dict[str, Any]], machine: dict[str, Any] |
 
 
 def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
-    text = page_of(tmp_path, landscape() + landscape(causal=True))
-    page = Page(text)
+    page = Page(page_of(tmp_path, landscape() + landscape(causal=True)))
     assert page.loads == []
-    assert "@import" not in text
-    assert not re.search(r"url\((?!#)", text)
-    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert page.tags["svg"] == page.tags["title"] - 1 == 8
+    own = [code for code in page.code if len(code) < 200_000 and not code.startswith("// https://d3js.org")]
+    assert len(own) == SCRIPTS - 1
+    assert not any("@import" in code or re.search(r"url\((?!#)", code) for code in own)
+    assert page.tags["svg"] == page.tags["title"] - 1 == 12
     assert page.tags["table"] == page.tags["caption"] == 9
-    assert page.tags["script"] == 0
+    assert page.tags["script"] == SCRIPTS
+
+
+def test_the_policy_allows_the_scripts_of_the_page_and_no_other(tmp_path: Path) -> None:
+    text = page_of(tmp_path, landscape([256, 512]))
+    found = POLICY.search(text)
+    assert found is not None
+    policy = dict(part.strip().split(" ", 1) for part in html.unescape(found[1]).split(";"))
+    assert (policy["default-src"], policy["img-src"]) == ("'none'", "data:")
+    assert "unsafe" not in policy["script-src"]
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    made = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
+    assert {one.strip("'").removeprefix("sha256-") for one in policy["script-src"].split()} == made
+
+
+def test_the_libraries_are_those_that_their_readme_names() -> None:
+    readme = (page_scripts.ASSETS / "README.md").read_text("utf-8")
+    named = dict(re.findall(r"^\| `([^`]+)` \|.*`([0-9a-f]{64})` \|$", readme, re.MULTILINE))
+    assert set(named) == {"d3.min.js", "plot.umd.min.js"}
+    for name, checksum in named.items():
+        assert hashlib.sha256((page_scripts.ASSETS / name).read_bytes()).hexdigest() == checksum
+    for licence in re.findall(r"`(licences/[^`]+)`", readme):
+        assert "Permission to use, copy, modify" in (page_scripts.ASSETS / licence).read_text("utf-8")
 
 
 def test_ids_are_unique_and_references_meet_them(tmp_path: Path) -> None:
-    page = Page(page_of(tmp_path, landscape() + landscape(causal=True) + landscape([256, 512], mode="training")))
+    page = Page(page_of(tmp_path, landscape([256, 512]) + landscape([256, 512], mode="training")))
     assert [name for name, count in page.ids.items() if count > 1] == []
     assert page.references <= set(page.ids)
 
 
-def test_a_large_page_stays_below_two_megabytes(tmp_path: Path) -> None:
-    lengths = [2**power for power in range(8, 15)]
-    lines = [
-        line
-        for dtype in ("float32", "bfloat16")
-        for mode in ("forward", "training")
-        for causal in (False, True)
-        for line in landscape(lengths, dtype=dtype, mode=mode, causal=causal)
-    ]
-    assert len(page_of(tmp_path, lines).encode()) < 2e6
+def test_a_page_leaves_out_what_it_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = landscape([256, 512]) + landscape([256, 512], causal=True)
+    whole = Page(page_of(tmp_path, lines))
+    monkeypatch.setattr(page_module, "MOST_BYTES", 120_000)
+    less = Page(page_of(tmp_path, lines))
+    assert "leaves out the pictures of this shape" in less.words
+    assert 1 < less.tags["svg"] < whole.tags["svg"] == 13 - 1
+    monkeypatch.setattr(page_module, "MOST_BYTES", 0)
+    monkeypatch.setattr(page_module, "MOST_CELLS", 0)
+    least = Page(page_of(tmp_path, lines))
+    assert "leaves out the pictures and the errors on every kind of input of this shape" in least.words
+    assert (least.tags["svg"], least.tags["form"], least.tags["script"]) == (0, 0, 0)
+    assert least.words.count("linear_scan/chunked") >= 4
+
+
+def test_the_parts_of_a_page_have_room_for_five_megabytes_together(tmp_path: Path) -> None:
+    answer = found_in(tmp_path, landscape([2**power for power in range(8, 13)]))
+    data = page_scripts.embedded(page_data([("s0", answer)], styles_for(answer.curves)))
+    figures = page_module.MOST_CELLS * len(data) / cell_count(answer)
+    libraries = sum(map(len, page_scripts.scripts()))
+    assert figures + libraries + page_module.MOST_BYTES < page_module.MOST_PAGE_BYTES < 5e6
 
 
 def test_markup_in_any_string_is_escaped(tmp_path: Path) -> None:
@@ -124,13 +181,14 @@ def test_markup_in_any_string_is_escaped(tmp_path: Path) -> None:
         line["case"]["inputs"] = line["case"]["inputs"].replace("smooth", evil)
         line["reason"] = evil if line["status"] != "ok" else ""
     page = Page(page_of(tmp_path, lines, machine={evil: evil, "nested": {evil: [evil]}}))
-    assert page.tags["script"] == page.tags["img"] == 0
+    assert page.tags["script"] <= SCRIPTS
+    assert page.loads == []
     assert "{{7*7}}" in page.words
     assert "49$" not in page.words
 
 
 def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
-    folder = write(tmp_path, landscape())
+    folder = write(tmp_path, landscape([256, 512]))
     program = (
         "import pathlib, sys; from reports.page import render; from reports.records import read;"
         f"sys.stdout.write(render(read(pathlib.Path({str(folder)!r})), '1'))"
@@ -174,10 +232,162 @@ def test_a_page_of_failures_only(tmp_path: Path) -> None:
     assert "a crash" in words
 
 
+def test_a_page_replaces_pages_only(tmp_path: Path) -> None:
+    results = read(write(tmp_path, landscape([256])))
+    other, page = tmp_path / "notes.html", tmp_path / "page.html"
+    other.write_text("mine", "utf-8")
+    require_page(page, results, force=False)
+    write_page(page, results, "1")
+    require_page(page, results, force=False)
+    require_page(other, results, force=True)
+    for target, force, said in (
+        (other, False, "no page of attnscape"),
+        (tmp_path, True, "is a folder"),
+        (results.path, True, "the results themselves"),
+    ):
+        with pytest.raises(ResultsError, match=said):
+            require_page(target, results, force=force)
+
+
 def test_several_machines_are_not_joined(tmp_path: Path) -> None:
     lines = [builder.line(builder.case("full/matmul", 256), machine=key) for key in ("m1", "m2")]
     with pytest.raises(ResultsError, match="several machines"):
         page_of(tmp_path, lines)
+
+
+def two_machines(folder: Path, factor: float) -> Results:
+    here = landscape([256, 1024])
+    there = []
+    for one in landscape([256, 1024]):
+        times = {name: one[name] * factor for name in ("seconds", "seconds_low", "seconds_high") if name in one}
+        there.append({**one, **times, "machine": "other1", "key": f"other {one['key']}"})
+    found = read(write(folder, [*here, *there]))
+    (folder / "machines" / "other1.json").write_text('{"cpu": "Another CPU"}', "utf-8")
+    return found
+
+
+def test_two_machines_stand_side_by_side_and_are_not_joined(tmp_path: Path) -> None:
+    here, there = chosen(two_machines(tmp_path, 2.0), None, "other")
+    alone = Page(render(here, "1"))
+    page = Page(render(here, "1", Extras(there)))
+    assert there is not None
+    assert (here.machines, there.machines) == ([builder.MACHINE], ["other1"])
+    assert "takes 2.00 times as long in the median, from 2.00 to 2.00" in page.words
+    assert "Another CPU" in page.words
+    assert "1.92 to 2.08" in page.words
+    assert alone.words.count("6.00 ms") == page.words.count("6.00 ms") - 1
+    assert page.tags["svg"] == alone.tags["svg"] + 1
+
+
+def test_machines_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    both = two_machines(tmp_path, 2.0)
+    with pytest.raises(ResultsError, match="beside itself"):
+        chosen(both, "other", "other")
+    with pytest.raises(ResultsError, match="no machine 'x'"):
+        chosen(both, None, "x")
+    here, there = chosen(both, None, "other")
+    assert there is not None
+    with pytest.raises(ResultsError, match="no variant at the same length"):
+        render(
+            Results(here.path, tuple(row for row in here.rows if row.case.length == 256)),
+            "1",
+            Extras(Results(here.path, tuple(row for row in there.rows if row.case.length == 1024))),
+        )
+
+
+@pytest.mark.parametrize(
+    "address", ["javascript:alert(1)", "https://", "a b", '"><img>', "//host/x", "file:///x", "x?y"]
+)
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ResultsError, match="address of asv's pages"):
+        asv_links(address)
+
+
+def test_links_to_the_pages_of_asv(tmp_path: Path) -> None:
+    results = read(write(tmp_path, landscape([256, 512])))
+    for address, start in (("https://example.org/asv", "https://example.org/asv/"), ("../html/index.html", "../html/")):
+        page = Page(render(results, "1", Extras(asv=address)))
+        assert page.loads == [
+            f"{start}index.html",
+            f"{start}index.html#/summarylist",
+            f"{start}index.html#/regressions",
+        ]
+
+
+# ---- the winner map, the roofline and the pictures of attention
+
+
+def found_in(folder: Path, lines: list[dict[str, Any]]) -> Explored:
+    results = read(write(folder, lines))
+    answer = explored(results.rows, curves(results.rows, SHAPE), SHAPE, 2, results.description(), declare_nothing)
+    assert answer is not None
+    return answer
+
+
+def test_the_offered_lengths() -> None:
+    assert offered_lengths([256, 512], 1) == [256, 512, 1024, 2048]
+    assert offered_lengths([256, 512], 2) == [256, 362, 512, 724, 1024, 1448, 2048]
+    assert offered_lengths([1000], 1) == [1000, 2000, 4000]
+    assert [steps_for(12, 6, 9000), steps_for(500, 8, 9000), steps_for(5000, 9, 9000)] == [4, 2, 1]
+
+
+def test_the_winner_map_is_what_choose_says(tmp_path: Path) -> None:
+    answer = found_in(tmp_path, landscape())
+    rows = read(tmp_path).rows
+    found = {by: winner_map(answer, by) for by in ("error", "memory")}
+    checked = Counter[str | None]()
+    for by, one in found.items():
+        assert one is not None
+        assert len(one.winners) == len(one.lengths) * len(one.limits)
+        for (length, limit), winner in list(one.winners.items())[::17]:
+            budget = Budget(max_error=limit) if by == "error" else Budget(max_bytes=limit)
+            fitting = choose(rows, Question(length), budget, description=builder.DESCRIPTION).fitting
+            assert winner == (fitting[0].label if fitting else None)
+            checked[winner] += 1
+    assert len(checked) >= 3
+    assert None in checked
+
+
+def test_the_roofline_has_the_measured_points_and_the_ceilings() -> None:
+    lines = [measured("full/matmul", at, figures={"traffic_bytes": at * 1024}) for at in (256, 1024)]
+    lines.append(measured("linear_scan/chunked", 256))
+    rows = as_rows(lines)
+    card = Card(
+        name="x", memory_bytes=1, bytes_per_second=1e10, flop_per_second={"float32": 1e12}, source="a test's ceilings"
+    )
+    roof = roofline_of(curves(rows, SHAPE), card, "float32")
+    assert roof is not None
+    assert [(point.length, point.intensity) for point in roof.points] == [(256, 512.0), (1024, 2048.0)]
+    assert roof.points[1].flop_per_second == pytest.approx(4 * 64 * 8 * 1024**2 / 0.040)
+    assert (roof.ceiling(1), roof.ceiling(1e6)) == (1e10, 1e12)
+    assert roofline_of(curves(rows, SHAPE), card, "bfloat16") is None
+    assert roofline_of(curves(rows, SHAPE), None, "float32") is None
+
+
+def test_foretold_times_are_dashed_and_have_no_marks(tmp_path: Path) -> None:
+    answer = found_in(tmp_path, landscape([256, 512, 1024, 2048, 4096]))
+    ahead = answer.foretold("memory_efficient/sdpa_flash", "seconds")
+    assert list(ahead) == [5793, 8192, 11585, 16384]
+    figure = mpl.figure.Figure()
+    axes = figure.subplots()
+    with drawing(THEMED):
+        draw_times(axes, answer.curves, styles_for(answer.curves), answer.foretold)
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    whole = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert dashed
+    assert {line.get_marker() for line in dashed} == {"None"}
+    assert max(max(line.get_xdata()) for line in dashed) == 16384
+    assert max(max(line.get_xdata()) for line in whole) == 4096
+
+
+def test_pictures_of_attention_are_those_of_the_measured_definitions(tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "full.png")
+    Image.new("L", (30, 20)).save(tmp_path / "other.png")
+    (tmp_path / "local_window.png").write_bytes(b"<svg onload=alert(1)>")
+    (found,) = attention_pictures({"full", "local_window"}, 10_000, [tmp_path / "none", tmp_path])
+    assert (found.family, found.width, found.height) == ("full", 30, 20)
+    assert attention_pictures({"full"}, 10_000, [tmp_path / "none"]) == []
+    assert attention_pictures({"full"}, 50, [tmp_path]) == []
 
 
 # ---- the tables
