@@ -11,11 +11,13 @@ import typer
 
 if TYPE_CHECKING:
     from benchmarks.campaign import Outcome, Request
+    from reports.question import Question
     from reports.shape import Shape
 
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 NOTHING_FITS: Final = 1
+TUNING_SECONDS: Final = 300.0
 RESULTS: Final = Path("results")
 ASV_RESULTS: Final = Path(".asv/results")
 
@@ -147,6 +149,9 @@ def choose(
         str | None, typer.Option(help="Answer from the shipped measurements of this machine: a part of its name.")
     ] = None,
     machine: MachineOption = None,
+    tune_first: Annotated[
+        bool, typer.Option("--tune", help="First tune every variant to --max-error, as `attnscape tune` does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Choose the variant that fits a budget, from measured results, or prove that none can.
@@ -186,6 +191,10 @@ def choose(
         target = card_of(card) if card else None
         if on and results:
             raise BadInput("--on answers from shipped measurements and --results from others: give one of them")
+        if tune_first:
+            if max_error is None or card or on:
+                raise BadInput("--tune needs --max-error, and measures on this machine: neither --card nor --on")
+            _tune_first(question, max_error, results or RESULTS)
         without = target is not None and results is None and not RESULTS.exists() and not on
         found = None if without else (shipped(on) if on else read(results or RESULTS)).of_machine(machine)
         description = found.description() if found else {}
@@ -196,6 +205,23 @@ def choose(
         else:
             write_blocks(answer_blocks(answer, description), sys.stdout)
     raise typer.Exit(0 if answer.fits else NOTHING_FITS)
+
+
+def _tune_first(question: "Question", max_error: float, results: Path) -> None:
+    """Tune every variant to the question, in the time that `tune` usually takes; the rows go into the results."""
+    from benchmarks.inputs import UnavailableInputs
+    from benchmarks.parameter_tuning import Wish, tune, wish_of
+    from benchmarks.sweep import Settings
+    from reports.definition_progress import counting
+    from reports.progress import progress_of
+
+    shape = {name: getattr(question.shape, name) for name in ("batch", "heads", "kv_heads", "head_dim", "dtype")}
+    place = {"device": question.device, "causal": question.causal}
+    with _refusing_requests(), refusing(UnavailableInputs):
+        names, problem, kinds, held = wish_of([], question.tokens, question.inputs, [], question.mode, **place, **shape)
+        wish = Wish(names, problem, kinds, max_error, held, seconds=TUNING_SECONDS)
+        with counting("searched") as show, progress_of("measured") as progress:
+            tune(wish, results, Settings(seconds=TUNING_SECONDS, threads=0), show, progress)
 
 
 def _declared_costs(variant: str, parameters: Mapping[str, int], shape: "Shape", length: int) -> tuple[int, int] | None:
@@ -216,26 +242,34 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is no page of attnscape.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Also write the summary picture, as PNG.")] = None,
     machine: MachineOption = None,
+    compare_machine: Annotated[
+        str | None, typer.Option(help="Start of another machine's key: its times stand beside this one's.")
+    ] = None,
+    asv: Annotated[str | None, typer.Option(help="Address of the pages of `asv publish`, to link to them.")] = None,
 ) -> None:
     """Write one self-contained HTML page of everything that was measured, and print its path.
 
+    The page answers budgets as `attnscape choose` does, draws what is selected, and needs no network.
+
     \b
-    Example:
+    Examples:
       attnscape report --results results --out report.html --force
+      attnscape report --machine cpu-1a --compare-machine cuda-2b --asv https://example.org/asv/
     """  # noqa: D301  # \b keeps the example's line breaks
     from reports.records import ResultsError, read
 
     with refusing(ResultsError):
-        found = read(results).of_machine(machine)
-        page = out or found.path.parent / "report.html"
-        # Only after the cheap refusals: the page loads matplotlib.
-        from reports.page import is_page, write_page, write_picture
+        from reports.page_target import require_page
 
-        if page.exists() and any(page.samefile(file) for file in found.files):
-            raise BadInput(f"{page} holds the results themselves")
-        if page.exists() and not (force or is_page(page)):
-            raise BadInput(f"{page} exists and is no page of attnscape; --force replaces it")
-        write_page(page, found, version=_version_text())
+        known = read(results)
+        page = out or known.path.parent / "report.html"
+        require_page(page, known, force=force)
+        # Only after the cheap refusals: the page loads matplotlib.
+        from reports.page import Extras, write_page, write_picture
+        from reports.page_machines import chosen
+
+        found, beside = chosen(known, machine, compare_machine)
+        write_page(page, found, version=_version_text(), extras=Extras(beside, asv, _declared_costs))
         if picture is not None:
             write_picture(picture, found)
     print(page)
@@ -500,6 +534,84 @@ def run(
     if outcome.interrupted:
         print(f"attnscape: stopped; what is done is in {out}, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def tune(
+    max_error: Annotated[float, typer.Option(help="Largest relative error against exact attention.")],
+    tokens: Annotated[
+        int | None, typer.Option(help="Length; in mode decode, of the cache. A file of --inputs brings its own.")
+    ] = None,
+    variants: Annotated[str | None, typer.Option(help="Variants or folders, comma-separated; default: all.")] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Inputs whose errors count: kinds, or a file of `attnscape capture` with its own shape; of several "
+            "the largest error counts. Default: captured where they reach this length, else normal."
+        ),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Hold a parameter: rank=4.")] = None,
+    sampler: Annotated[
+        str,
+        typer.Option(help="auto (exhaustive below 200 points, else gp), exhaustive, gp, tpe, pso or random."),
+    ] = "auto",
+    evaluations: Annotated[int, typer.Option(help="Points that a sampler may try for each variant.")] = 60,
+    seconds: Annotated[
+        float, typer.Option(help="About how long in all: half to search, the rest to measure.")
+    ] = TUNING_SECONDS,
+    batch: BatchOption = 1,
+    heads: HeadsOption = 8,
+    kv_heads: Annotated[int, typer.Option(help="Heads of keys and values; 0: as many as heads.")] = 0,
+    head_dim: HeadDimOption = 64,
+    dtype: DtypeOption = "float32",
+    causal: Annotated[bool, typer.Option("--causal/--no-causal", help="Whether a query sees no later keys.")] = False,
+    mode: Annotated[str, typer.Option(help="forward, training or decode.")] = "forward",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all that this process may use.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a case counts as hanging.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs, the sampled rows and the sampler.")] = 0,
+    results: Annotated[Path, typer.Option("--results", help="Results folder; what it holds stays.")] = RESULTS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Find for each variant the cheapest parameters whose error is small enough, and measure the best for `choose`.
+
+    Errors are of float64 oracles on sampled rows while searching, and of the output itself when measured.
+    Exit status: 0 where a variant keeps the error, 1 where none does, 2 on bad input.
+
+    \b
+    Examples:
+      attnscape tune --tokens 512 --max-error 0.2 --variants blockwise_low_rank,local_window
+      attnscape tune --inputs q.safetensors --max-error 0.1
+    """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.inputs import UnavailableInputs
+    from benchmarks.parameter_tuning import Wish, tune, wish_of
+    from benchmarks.sweep import Settings
+    from reports.definition_progress import counting
+    from reports.progress import progress_of
+    from reports.tuning_text import tuning_blocks
+
+    _require_positive(evaluations=evaluations, seconds=seconds, timeout=timeout, threads=threads + 1)
+    shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
+    with _refusing_requests(), refusing(UnavailableInputs):
+        names, problem, kinds, held = wish_of(
+            _words(variants), tokens, inputs, settings or [], mode, device=device, causal=causal, **shape
+        )
+        wish = Wish(names, problem, kinds, max_error, held, sampler, evaluations, seconds, seed)
+        how = Settings(seconds=seconds, threads=threads, timeout_seconds=timeout)
+        with counting("searched") as show, progress_of("measured") as progress:
+            found = tune(wish, results, how, show, progress)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(found).decode())
+    else:
+        from reports.text_table import write_blocks
+
+        write_blocks(tuning_blocks(found, str(results)), sys.stdout)
+    if found.interrupted:
+        print(f"attnscape: stopped; what is measured is in {results}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(0 if any(one.best for one in found.tuned) else NOTHING_FITS)
 
 
 @app.command()
@@ -901,23 +1013,64 @@ def docs(
         bool, typer.Option("--check", help="Change nothing; exit 1 where a file is out of date.")
     ] = False,
 ) -> None:
-    """Write the generated parts of the documents of a checkout: the table of variants, the page of commands.
+    """Write the generated documents of a checkout: pages and pictures of the definitions, tables, the page of commands.
+
+    What was computed of a definition is kept, and computed anew where its sources changed. The check computes nothing.
 
     \b
     Example:
       attnscape docs --check
     """  # noqa: D301  # \b keeps the example's line breaks
-    from benchmarks.inventory import markdown_table
+    from benchmarks.definition_facts import described_definitions
+    from reports.definition_store import definition_pages, facts_path, orphans, stale_facts
     from reports.documents import DocumentsError, write_documents
-    from variants.catalogue import ROOT, names
+    from reports.error_table import error_markdown, stored_table
 
     folder = Path(__file__).parent
-    parts = {"variants": markdown_table(names(ROOT)), "example": _worked_example(folder)}
+    items = described_definitions()
+    stale = set() if only_check else set(_computed_documents(folder, items))
+    stale |= {facts_path(folder, item.name) for item in stale_facts(folder, items)}
+    pages, table = definition_pages(folder, items)
+    parts = {("README.md", "variants"): table, ("README.md", "example"): _worked_example(folder)}
+    errors_file, fingerprint = _errors_file(folder)
+    if (rows := stored_table(errors_file, fingerprint)) is None:
+        stale.add(errors_file)
+    else:
+        parts["docs/errors.md", "errors"] = error_markdown(rows)
+    left = orphans(folder, items)
     with refusing(DocumentsError):
-        stale = write_documents(folder, parts, _command_helps(), only_check=only_check)
-    for path in stale:
+        stale |= {*write_documents(folder, parts, _command_helps(), pages, only_check=only_check), *left}
+    if not only_check:
+        for path in left:
+            path.unlink()
+    for path in sorted(stale):
         print(f"{path.relative_to(folder)} is out of date" if only_check else path.relative_to(folder))
     raise typer.Exit(1 if only_check and stale else 0)
+
+
+def _computed_documents(folder: Path, items: Sequence[Any]) -> list[Path]:
+    """Compute what documents show and no longer holds; returns the files that were written."""
+    from benchmarks.definition_facts import page_facts
+    from benchmarks.error_table import usual_table
+    from reports.definition_progress import counting
+    from reports.definition_store import update_facts
+    from reports.error_table import store_table, stored_table
+
+    with counting("computed definitions:") as show:
+        written = update_facts(folder, items, page_facts, show)
+    path, fingerprint = _errors_file(folder)
+    if stored_table(path, fingerprint) is None:
+        with counting("computed errors:") as show:
+            store_table(path, fingerprint, usual_table(show))
+        written.append(path)
+    return written
+
+
+def _errors_file(folder: Path) -> tuple[Path, str]:
+    """Where the table of errors of the documents is kept, and the hash of the sources that it must come from."""
+    from benchmarks.error_table import usual_fingerprint
+
+    return folder / "docs" / "errors.json", usual_fingerprint()
 
 
 def _worked_example(folder: Path) -> str:
