@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from variants import Problem
@@ -15,6 +15,8 @@ from variants.full import DEFINITION as EXACT
 ALL_ROWS_UP_TO = 1024
 SAMPLED_ROWS = 256
 PIECE_ROWS = 64
+
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +48,63 @@ def checked_rows(problem: Problem, seed: int = 0) -> Int64[Tensor, " rows"]:
 
 def measure_errors(
     out: Float[Tensor, "batch heads tokens head_dim"],
-    inputs: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs,
     problem: Problem,
     definition: Definition,
     parameters: Parameters,
 ) -> Errors:
     """Both errors of one output, against float64 oracles on the same inputs."""
+    exact = exact_of(inputs, problem)
+    own = oracle_rows(inputs, problem, definition, parameters, exact)
+    return errors_of(out, Expected(own, relative_error(own, exact.rows), exact.mean_of_v), checked_rows(problem))
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Exact attention on the checked rows, and the mean of V's error against it."""
+
+    rows: Float64[Tensor, "batch heads rows head_dim"]
+    mean_of_v: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an output is held against: its definition's oracle on the checked rows, and that oracle's own error."""
+
+    own: Float64[Tensor, "batch heads rows head_dim"]
+    approximation: float
+    mean_of_v: float
+
+
+def exact_of(inputs: Inputs, problem: Problem) -> Exact:
+    """What all definitions are held against, on these inputs."""
     rows = checked_rows(problem)
-    own = by_pieces(
-        rows, lambda piece: definition.reference(*inputs, causal=problem.causal, rows=piece, parameters=parameters)
-    )
-    exact = (
-        own
-        if definition.exact
-        else by_pieces(rows, lambda piece: EXACT.reference(*inputs, causal=problem.causal, rows=piece))
-    )
-    mean = mean_of_values(inputs[2], rows, problem)
+    exact = _by_pieces(inputs, rows, problem, EXACT, {})
+    return Exact(exact, relative_error(mean_of_values(inputs[2], rows, problem), exact))
+
+
+def oracle_rows(
+    inputs: Inputs, problem: Problem, definition: Definition, parameters: Parameters, exact: Exact
+) -> Float64[Tensor, "batch heads rows head_dim"]:
+    """The definition's oracle on the checked rows; where it is exact attention, what is there already."""
+    if definition.oracle is EXACT.oracle:
+        return exact.rows
+    return _by_pieces(inputs, checked_rows(problem), problem, definition, parameters)
+
+
+def errors_of(
+    out: Float[Tensor, "batch heads tokens head_dim"], expected: Expected, rows: Int64[Tensor, " rows"]
+) -> Errors:
+    """Both errors of one output, of which those rows are checked."""
     got = out.detach()[:, :, rows].to(torch.float64)
-    by_row = row_errors(got, own)
+    by_row = row_errors(got, expected.own)
     return Errors(
-        implementation=relative_error(got, own),
+        implementation=relative_error(got, expected.own),
         row_p50=float(by_row.quantile(0.5)),
         row_p99=float(by_row.quantile(0.99)),
         row_max=float(by_row.max()),
-        approximation=relative_error(own, exact),
-        mean_of_v=relative_error(mean, exact),
+        approximation=expected.approximation,
+        mean_of_v=expected.mean_of_v,
         rows=len(rows),
         finite=bool(torch.isfinite(out).all()),
     )
@@ -98,17 +132,28 @@ def measure_gradient_error(
     all batch-heads-tokens-dim. Only checked rows carry a gradient, so that the oracle's is small.
     """
     out, inputs, grad = run()
-    rows = checked_rows(problem)
+    got = checked_gradients(out, inputs, grad, checked_rows(problem))
+    return gradient_error(got, oracle_gradients(inputs, grad, problem, definition, parameters))
+
+
+def checked_gradients(out: Tensor, inputs: Inputs, grad: Tensor, rows: Int64[Tensor, " rows"]) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v, where only those rows of the output carry one."""
     picked = torch.zeros_like(grad)
     picked[:, :, rows] = grad[:, :, rows]
-    got = torch.autograd.grad(out, inputs, picked)
+    return torch.autograd.grad(out, inputs, picked)
+
+
+def oracle_gradients(
+    inputs: Inputs, grad: Tensor, problem: Problem, definition: Definition, parameters: Parameters
+) -> tuple[Tensor, ...]:
+    """The oracle's gradients of q, k and v in float64, where only the checked rows of the output carry one."""
     wide = [x.detach().to(torch.float64).requires_grad_() for x in inputs]
     want = [torch.zeros_like(x) for x in wide]
-    for piece in rows.split(PIECE_ROWS):
+    for piece in checked_rows(problem).split(PIECE_ROWS):
         own = definition.reference(*wide, causal=problem.causal, rows=piece, parameters=parameters)
         parts = torch.autograd.grad(own, wide, grad[:, :, piece].to(torch.float64))
         want = [total + part for total, part in zip(want, parts, strict=True)]
-    return gradient_error(got, want)
+    return tuple(want)
 
 
 def gradient_error(got: tuple[Tensor, ...], want: list[Tensor] | tuple[Tensor, ...]) -> float:
@@ -125,16 +170,23 @@ def gradient_error(got: tuple[Tensor, ...], want: list[Tensor] | tuple[Tensor, .
     return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)  # max would pass over a NaN
 
 
-def by_pieces(rows: Tensor, oracle: Callable[[Tensor], Tensor]) -> Tensor:
-    """The oracle's rows, a few at a time, so that its scores stay small."""
-    return torch.cat([oracle(piece) for piece in rows.split(PIECE_ROWS)] or [oracle(rows)], dim=2)
+def _by_pieces(
+    inputs: Inputs, rows: Int64[Tensor, " rows"], problem: Problem, definition: Definition, parameters: Parameters
+) -> Tensor:
+    """The oracle's rows, a few at a time, so that its scores stay small; the inputs are widened once."""
+    wide = [x.detach().to(torch.float64) for x in inputs]
+    pieces = [
+        definition.reference(*wide, causal=problem.causal, rows=piece, parameters=parameters)
+        for piece in rows.split(PIECE_ROWS)
+    ]
+    return torch.cat(pieces, dim=2)
 
 
 def mean_of_values(
     v: Float[Tensor, "batch kv_heads kv_tokens dim"], rows: Int64[Tensor, " rows"], problem: Problem
 ) -> Float[Tensor, "batch heads rows dim"]:
     """The mean of the visible values of each row: what an approximation must beat to be worth anything."""
-    v = v.to(torch.float64).repeat_interleave(problem.group, 1)
+    v = v.detach().to(torch.float64).repeat_interleave(problem.group, 1)
     if not problem.causal:
         return v.mean(2, keepdim=True).expand(-1, -1, len(rows), -1)
     seen = (rows + problem.offset + 1).clamp(min=0)

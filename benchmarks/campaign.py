@@ -199,7 +199,8 @@ def _measure_into(
     from benchmarks.variant_code import variant_codes  # needs a catalogue that an old commit under asv does not have
 
     provenance = read_provenance()
-    outcome.machine = read_machine(workers, device, settings.threads)
+    dtypes = tuple({case.dtype for case in (*timed, *untimed)})
+    outcome.machine = read_machine(workers, device, settings.threads, "machine", dtypes)
     store.write_machine(outcome.machine)
     begin = monotonic()
     sweep = Sweep(workers, settings, outcome.machine, provenance)
@@ -275,14 +276,18 @@ def require_device(device: str) -> None:
         raise InvalidRequest(f"--device {device}: {reason}")
 
 
-def read_machine(workers: Workers, device: str, threads: int, method: str = "machine") -> dict[str, Any]:
+def read_machine(
+    workers: Workers, device: str, threads: int, method: str = "machine", dtypes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The machine's description and ceilings, read in a worker of its own; by method `describe` without ceilings.
+
+    With `dtypes`, the ceilings of those only.
 
     Raises `InvalidRequest` where the instrument does not work on this machine.
     """
     worker = workers.start()
     try:
-        answer = worker.ask(method, (device, threads), MACHINE_SECONDS)
+        answer = worker.ask(method, (device, threads, *((dtypes,) if dtypes else ())), MACHINE_SECONDS)
     except Fault as fault:
         raise InvalidRequest(f"the machine cannot be described: {fault.reason}") from fault
     finally:

@@ -6,7 +6,7 @@ import mmap
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +119,20 @@ def describe_gpu(device: str) -> dict[str, Any]:
     }
 
 
-def measure_ceilings(device: str) -> dict[str, Any]:
+def measure_ceilings(device: str, dtypes: Collection[str] | None = None) -> dict[str, Any]:
     """The fastest matmul of each dtype (FLOP/s) and copy (bytes/s, read and written), one operator, one page fault.
 
-    On a CPU also one thread's matmul times the threads, where that is more: while other processes run,
-    threads wait for one another, and a ceiling that is too low would refuse true figures.
+    All dtypes where none are named. On a CPU also one thread's matmul times the threads, where that is more:
+    while other processes run, threads wait for one another, and a ceiling that is too low would refuse true figures.
     """
     cuda = device.startswith("cuda")
-    matmul_flops = {name: _matmul_ceiling(dtype, device, cuda) for name, dtype in TORCH_DTYPES.items()}
-    if not cuda:  # a kernel may widen a type that the processor lacks, and be faster than its matmul
-        for name in ("bfloat16", "float16"):
-            matmul_flops[name] = max(matmul_flops[name], matmul_flops["float32"])
+    wanted = set(TORCH_DTYPES if dtypes is None else dtypes)
+    narrow = wanted & {"bfloat16", "float16"} if not cuda else set()
+    if narrow:  # a kernel may widen a type that the processor lacks, and be faster than its matmul
+        wanted.add("float32")
+    matmul_flops = {name: _matmul_ceiling(TORCH_DTYPES[name], device, cuda) for name in TORCH_DTYPES if name in wanted}
+    for name in narrow:
+        matmul_flops[name] = max(matmul_flops[name], matmul_flops["float32"])
     source = torch.ones((8 if cuda else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
@@ -154,7 +157,7 @@ def _matmul_ceiling(dtype: torch.dtype, device: str, cuda: bool) -> float:
 
         seconds = _fastest(multiply, device)
         slow = 64 * seconds > CEILING_SECONDS
-        if not cuda and not slow:
+        if not cuda and not slow and threads > 1:
             torch.set_num_threads(1)
             seconds = min(seconds, _fastest(multiply, device) / threads)
             torch.set_num_threads(threads)

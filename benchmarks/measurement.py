@@ -101,6 +101,7 @@ class Measurement(msgspec.Struct, kw_only=True):
     cpu_ratio_low: float | None = None
     cpu_ratio_high: float | None = None
     twin_ratio: float | None = None
+    twin_cpu_ratio: float | None = None
 
     input_output_bytes: int | None = None
     predicted_bytes: int | None = None

@@ -137,6 +137,7 @@ class PeerSession(Sweep):
                 alive = [entry for entry in (ours, other) if entry.worker is not None]
                 self._sample_rounds(baseline, twin, alive, begin + seconds)
         finally:
+            self.references.close()
             for entry in (baseline, twin, ours, other):
                 if entry.worker is not None:
                     entry.worker.end()

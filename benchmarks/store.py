@@ -105,9 +105,13 @@ class Store:
         self.rows += rows
 
     def write_machine(self, description: dict[str, Any]) -> None:
-        """Keep the machine's description beside its measurements, replaced as a whole; raises `StoreError`."""
+        """Keep the machine's description beside its measurements, replaced as a whole; raises `StoreError`.
+
+        Only the ceilings of dtypes that were not measured this time stay as they were.
+        """
         path = self.folder / "machines" / f"{description['key']}.json"
         draft = path.with_suffix(".part")
+        description = _with_earlier_ceilings(description, path)
         try:
             path.parent.mkdir(exist_ok=True)
             draft.write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -190,6 +194,14 @@ def merge_folders(folders: Sequence[Path], out: Path) -> tuple[int, int]:
 def identity(row: Measurement) -> tuple[str, str, str, str]:
     """What two copies of one row share, and no two measurements do."""
     return row.key, row.code, row.run, row.measured_at
+
+
+def _with_earlier_ceilings(description: dict[str, Any], path: Path) -> dict[str, Any]:
+    with suppress(OSError, msgspec.DecodeError, KeyError, TypeError):  # what cannot be read is replaced
+        earlier = msgspec.json.decode(path.read_bytes())["ceilings"]["matmul_flops"]
+        ceilings = description["ceilings"]
+        return description | {"ceilings": ceilings | {"matmul_flops": earlier | ceilings["matmul_flops"]}}
+    return description
 
 
 def _description(path: Path) -> dict[str, Any]:

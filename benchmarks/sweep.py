@@ -14,6 +14,8 @@ from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
 from benchmarks.nvml import joined
 from benchmarks.provenance import Provenance
+from benchmarks.reference_files import own_bytes, shared_bytes
+from benchmarks.references import References
 from benchmarks.workers import Fault, Worker, Workers
 from variants.catalogue import BASELINE, load
 
@@ -23,7 +25,7 @@ INTERVAL_WIDTH = 0.02
 TWIN_WITHIN = 0.01
 MEMORY_SHARE = 0.8
 WORKER_BYTES = 300 * 2**20
-CPU_RATIO = ("cpu_ratio", "cpu_ratio_low", "cpu_ratio_high")
+CPU_RATIO = ("cpu_ratio", "cpu_ratio_low", "cpu_ratio_high", "twin_cpu_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Sweep:
         self.run = uuid.uuid4().hex[:12]
         self.random = random.Random(settings.seed)
         self.measured_seconds = 0.0
+        self.references = References(workers, settings.threads, settings.timeout_seconds)
 
     def measure(
         self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
@@ -87,9 +90,12 @@ class Sweep:
         sessions = list(self._sessions(cases, report))
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         left: list[Case] = []
-        for index, session in enumerate(sessions):
-            share = max(0.0, deadline - time.monotonic()) / (len(sessions) - index)
-            left += self._measure_session(session, share, report, stop)
+        try:
+            for index, session in enumerate(sessions):
+                share = max(0.0, deadline - time.monotonic()) / (len(sessions) - index)
+                left += self._measure_session(session, share, report, stop)
+        finally:
+            self.references.close()
         return left
 
     def measure_errors(
@@ -108,6 +114,7 @@ class Sweep:
                     kept = self._kept(entry)
                 report(self._row(entry))
         finally:
+            self.references.close()
             if kept is not None and kept.worker is not None:
                 kept.worker.end()
         return []
@@ -137,12 +144,14 @@ class Sweep:
         pack: list[Entry] = []
         reference = Case.of(BASELINE, {}, entries[0].case.problem(), entries[0].case.inputs)
         pair = 2 * predicted_process_bytes(reference)  # the baseline and its twin live beside every pack
-        used = pair
+        # While the pack is prepared, so does the worker that makes references, whose files may lie in memory.
+        beside = pair + WORKER_BYTES + shared_bytes(entries[0].case.problem()) + own_bytes(reference.problem())
+        used = beside
         for entry in entries:
-            need = predicted_process_bytes(entry.case)
+            need = predicted_process_bytes(entry.case) + own_bytes(entry.case.problem())
             if pack and used + need > limit:
                 yield pack
-                pack, used = [], pair
+                pack, used = [], beside
             pack.append(entry)
             used += need
         yield pack
@@ -158,6 +167,9 @@ class Sweep:
             return True
         need, limit = predicted_process_bytes(entry.case), self._memory_limit(entry.case)
         if need > limit:
+            self.references.clear()
+            limit = self._memory_limit(entry.case)
+        if need > limit:
             gib = 2**30
             entry.fail(
                 "out_of_memory", f"not tried: predicted {need / gib:.1f} GiB, but {limit / gib:.1f} GiB are to be had"
@@ -166,8 +178,14 @@ class Sweep:
         return False
 
     def _prepare(self, entry: Entry, *, timed: bool, worker: Worker | None = None) -> None:
+        entry.worker = worker
+        try:
+            files = self.references.of(entry.case)
+        except Fault as fault:
+            entry.fail(fault.status, fault.reason)
+            return
         entry.worker = worker or self.workers.start()
-        arguments = (entry.case, self.settings.threads, timed)
+        arguments = (entry.case, self.settings.threads, timed, files)
         answer = self._ask(entry, "prepare", arguments)
         if answer is not None:
             self.measured_seconds += answer.pop("call_seconds", 0.0)
@@ -220,6 +238,7 @@ class Sweep:
 
     def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
         """Rounds in random order until every ratio is settled or the time is up."""
+        self.references.pause()
         number = 0
         while any(entry.worker is not None for entry in entries):
             order = [entry for entry in (baseline, twin, *entries) if entry.worker is not None]
@@ -358,9 +377,9 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
     if baseline is not None and twin is not None and comparable(entry, baseline, twin):
         row.baseline, row.baseline_causal = baseline.case.variant, baseline.case.causal
         row.ratio, row.ratio_low, row.ratio_high = paired(entry, baseline)
-        cpu = ({n: s.cpu_seconds for n, s in e.samples.items()} for e in (entry, baseline))
-        row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high = _paired(*cpu)
-        row.twin_ratio = paired(twin, baseline)[0]
+        own, other, again = ({n: s.cpu_seconds for n, s in e.samples.items()} for e in (entry, baseline, twin))
+        row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high = _paired(own, other)
+        row.twin_ratio, row.twin_cpu_ratio = paired(twin, baseline)[0], _paired(again, other)[0]
         row.noisy = len(samples) < ROUNDS or not settled(entry, baseline, twin)
 
 

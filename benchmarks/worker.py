@@ -1,7 +1,7 @@
 """The measuring side of the instrument: one process, one case, killed when it is done or at fault."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import Errors, measure_errors, measure_gradient_error
+from benchmarks.accuracy import Errors, checked_gradients, checked_rows, errors_of, gradient_error
 from benchmarks.allocator import release_heap, retain_heap
 from benchmarks.clock import CPU_TIMER, CUDA_TIMER, REFILL_UP_TO_SECONDS, CudaClock, Sample, calls_for, measure_cpu
-from benchmarks.descriptors import describe_inputs
 from benchmarks.inputs import UnavailableInputs, make_inputs
 from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
 from benchmarks.nvml import braked, read_card
 from benchmarks.ranges import named_range
+from benchmarks.reference_files import (
+    Files,
+    Reference,
+    ReferenceMismatch,
+    make_reference,
+    output_gradient,
+    read_reference,
+    write_own,
+    write_shared,
+)
 from variants import Problem
 from variants.catalogue import load
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE, ROW_FACTOR
@@ -94,46 +103,64 @@ class Bench:
         self.cuda: CudaClock | None = None
         self.uuid = ""
 
-    def machine(self, device: str, threads: int) -> dict[str, Any]:
-        """Describe the machine and measure its ceilings; proves the memory instrument first."""
+    def machine(self, device: str, threads: int, dtypes: Collection[str] | None = None) -> dict[str, Any]:
+        """Describe the machine and measure its ceilings, for those dtypes only; proves the memory instrument first."""
         torch.set_num_threads(threads)
         self_test()
         description = describe_machine(device, threads, self.allocator)
-        return {"machine": {**description, "ceilings": measure_ceilings(device)}}
+        return {"machine": {**description, "ceilings": measure_ceilings(device, dtypes)}}
 
     def describe(self, device: str, threads: int) -> dict[str, Any]:
         """Describe the machine, without its ceilings."""
         return {"machine": describe_machine(device, threads, self.allocator)}
 
-    def prepare(self, case: Case, threads: int, timed: bool) -> dict[str, Any]:
-        """Build the case, prove it against its oracle, and read its memory.
+    def refer_shared(self, case: Case, threads: int, file: Path) -> dict[str, Any]:
+        """Write the inputs of a case and what all definitions are held against on them; runs no variant."""
+        limit_threads(case.problem(), threads)
+        try:
+            write_shared(case, file)
+        except UnavailableInputs as error:
+            raise Failure("unsupported", str(error)) from error
+        return self._tidied(case)
+
+    def refer_own(self, case: Case, threads: int, shared: Path, own: Path) -> dict[str, Any]:
+        """Write what the definition of a case is held against, on the inputs of the shared file; runs no variant."""
+        limit_threads(case.problem(), threads)
+        write_own(case, Files(shared, own), load(case.variant).definition)
+        return self._tidied(case)
+
+    def prepare(self, case: Case, threads: int, timed: bool, files: Files | None = None) -> dict[str, Any]:
+        """Build the case, prove it against its oracle, and read its memory; its reference is made here without files.
 
         Raises `Failure` where it cannot run or is wrong: then it has no time.
         """
         problem = case.problem()
-        torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
+        limit_threads(problem, threads)
         variant = load(case.variant)
         if reasons := variant.refusals(problem):
             raise Failure("unsupported", "; ".join(reasons))
-        try:
-            plain = make_inputs(problem, case.inputs, case.seed)
-        except UnavailableInputs as error:
-            raise Failure("unsupported", str(error)) from error
-        parameters = variant.definition.resolve(case.parameters)
+        reference = self._reference(case, variant, files)
         built: list[Callable[..., Tensor]] = []
+        held_bytes = 0
+
+        def build() -> None:
+            built.append(variant.build(problem, **variant.definition.resolve(case.parameters)))
+
         with named_range("build", problem.device_type):
-            held_bytes = self._bytes(lambda: built.append(variant.build(problem, **parameters)), problem)[1]
+            if timed:
+                held_bytes = self._bytes(build, problem)[1]
+            else:
+                build()
         run = built[0]
-        inputs, self.call, self.ranged_call = self._calls(run, plain, problem, variant.layout)
+        inputs, self.call, self.ranged_call = self._calls(run, reference.inputs, problem, variant.layout)
         # One call that is not timed serves the proof; it also compiles whatever compiles.
         begin = time.perf_counter()
         out = canonical(run(*inputs), variant.layout)
         first_seconds = self.call_seconds = time.perf_counter() - begin
-        errors = measure_errors(out, plain, problem, variant.definition, parameters)
-        figures = self._proof(errors, problem) | {"descriptors": describe_inputs(plain, problem)}
+        figures = self._proof(out, reference, problem) | {"descriptors": reference.descriptors}
         if problem.mode == "training":
-            figures["gradient_error"] = self._gradients(run, plain, problem, variant, parameters)
-        del out
+            figures["gradient_error"] = self._gradients(run, reference, problem, variant)
+        del out, reference
         release_heap()
         if not timed:
             return figures | {"call_seconds": self.call_seconds}
@@ -164,7 +191,7 @@ class Bench:
         from benchmarks.peer_probe import prepare_peer  # only `attnscape peers` asks for it
 
         problem = case.problem()
-        torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
+        limit_threads(problem, threads)
         self.call, first_seconds, figures = prepare_peer(case, file, name)
         torch.set_num_threads(threads)
         seconds = self._warm_up(problem, first_seconds)
@@ -203,7 +230,29 @@ class Bench:
         described = {name: figures[name] for name in ("kernel", "extra_bytes", "total_bytes", "implementation_error")}
         return described | profile_call(self.call, self.ranged_call, problem, samples, trace, self.calls)
 
-    def _proof(self, errors: Errors, problem: Problem) -> dict[str, Any]:
+    def _reference(self, case: Case, variant: Variant, files: Files | None) -> Reference:
+        try:
+            if files is not None:
+                return read_reference(case, files, variant.definition)
+            return make_reference(case, make_inputs(case.problem(), case.inputs, case.seed), variant.definition)
+        except UnavailableInputs as error:
+            raise Failure("unsupported", str(error)) from error
+        except ReferenceMismatch as error:
+            raise Failure("error", str(error)) from error
+
+    def _tidied(self, case: Case) -> dict[str, Any]:
+        """Give memory back, since this process stays while others work."""
+        release_heap()
+        if case.device != "cpu":
+            torch.cuda.empty_cache()
+        return {}
+
+    def _proof(self, out: Tensor, reference: Reference, problem: Problem) -> dict[str, Any]:
+        try:
+            reference.check_inputs()
+        except ReferenceMismatch as error:
+            raise Failure("error", str(error)) from error
+        errors: Errors = errors_of(out, reference.expected, checked_rows(problem))
         tolerance = IMPLEMENTATION_TOLERANCE[problem.dtype]
         if not errors.finite:
             raise Failure("wrong", "the output holds infinities or NaN")
@@ -221,15 +270,11 @@ class Bench:
             "checked_rows": errors.rows,
         }
 
-    def _gradients(
-        self, run: Callable[..., Tensor], plain: tuple[Tensor, ...], problem: Problem, variant: Variant, parameters: Any
-    ) -> float:
-        def once() -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
-            q, k, v = (x.detach().requires_grad_() for x in plain)
-            out = canonical(run(*(canonical(x, variant.layout) for x in (q, k, v))), variant.layout)
-            return out, (q, k, v), torch.randn(out.shape, device=out.device).to(out.dtype)
-
-        error = measure_gradient_error(once, problem, variant.definition, parameters)
+    def _gradients(self, run: Callable[..., Tensor], reference: Reference, problem: Problem, variant: Variant) -> float:
+        q, k, v = (x.detach().requires_grad_() for x in reference.inputs)
+        out = canonical(run(*(canonical(x, variant.layout) for x in (q, k, v))), variant.layout)
+        got = checked_gradients(out, (q, k, v), output_gradient(problem, q), checked_rows(problem))
+        error = gradient_error(got, reference.gradients)
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         if not error <= tolerance:
             raise Failure("wrong", f"gradient error {error:.2e} > {tolerance:.0e}")
@@ -286,6 +331,11 @@ class Bench:
             peak, held = measure_cuda_bytes(call, problem.device)
             return peak, held, measure_cpu_bytes(call)[2]
         return measure_cpu_bytes(call)
+
+
+def limit_threads(problem: Problem, threads: int) -> None:
+    """As many as are asked for, or one for a short problem's proof."""
+    torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
 
 
 def canonical(x: Tensor, layout: str) -> Tensor:

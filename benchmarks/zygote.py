@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> None:
 
     from benchmarks.worker import serve
 
+    find_installed()
+
     control.sendall(b"ready")
     alive: set[int] = set()
     own_pid = os.getpid()
@@ -65,6 +67,14 @@ def main(arguments: list[str]) -> None:
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
             return
+
+
+def find_installed() -> None:
+    """Look for other packages of variants once and not in every worker, which tells of one that is at fault."""
+    with suppress(ImportError):  # also where the variants are those of a commit that knows no other packages
+        from variants.installed import installed_packages
+
+        installed_packages()
 
 
 def receive(control: socket.socket) -> tuple[bytes, bytes, list[int]]:

@@ -104,7 +104,7 @@ def failing(words: Iterable[str]) -> list[Verdict]:
 def readings_of_rows(label: str, rows: Iterable[Row]) -> Readings:
     """The readings of one machine's rows; on one processor thread the ratio of CPU time, which neighbours move less."""
     found = list(rows)
-    twins = [math.log(row.twin_ratio) for row in found if row.twin_ratio is not None]
+    twins = [math.log(ratio) for row in found if (ratio := _twin(row)) is not None]
     cases = {case_label(row): _reading(row) for row in found}
     return Readings(label, found[0].machine if found else "", cases, deviation(twins) if twins else None)
 
@@ -117,10 +117,17 @@ def case_label(row: Row) -> str:
     return " ".join((*words, "causal" if case.causal else "not causal", case.inputs))
 
 
+def _by_cpu(row: Row) -> bool:
+    return row.case.device == "cpu" and row.threads == 1 and None not in (row.cpu_ratio_low, row.twin_cpu_ratio)
+
+
+def _twin(row: Row) -> float | None:
+    return row.twin_cpu_ratio if _by_cpu(row) else row.twin_ratio
+
+
 def _reading(row: Row) -> Reading:
-    by_cpu = row.case.device == "cpu" and row.threads == 1 and row.cpu_ratio_low is not None
     ratios = (row.ratio, row.ratio_low, row.ratio_high)
-    if by_cpu:
+    if _by_cpu(row):
         ratios = (row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high)
     error = row.implementation_error
     return Reading(

@@ -104,6 +104,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     cpu_ratio_low: Positive | None = None
     cpu_ratio_high: Positive | None = None
     twin_ratio: Positive | None = None
+    twin_cpu_ratio: Positive | None = None
 
     input_output_bytes: Count | None = None
     predicted_bytes: Count | None = None

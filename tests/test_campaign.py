@@ -226,9 +226,10 @@ def test_errors_alone_have_a_small_part_of_the_time(seconds: float, errors: floa
     assert campaign.errors_seconds(seconds) == errors
 
 
-def test_the_share_counts_every_call() -> None:
-    from tests.test_sweep import CEILINGS, ScriptedWorkers, scripted
+def test_the_share_counts_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.test_sweep import CEILINGS, NoReferences, ScriptedWorkers, scripted
 
+    monkeypatch.setattr(sweep, "References", NoReferences)
     workers: Any = ScriptedWorkers(*(scripted(0.01) for _ in range(3)))
     run = sweep.Sweep(workers, Settings(60.0, 1), {"key": "cpu-1", "ceilings": CEILINGS}, read_provenance())
     run.measure(sweep.plan_cases(["full/matmul"], [Problem(tokens=64)], "normal"), lambda _: None)
@@ -236,8 +237,9 @@ def test_the_share_counts_every_call() -> None:
 
 
 def test_a_session_that_runs_out_of_time_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.test_sweep import CEILINGS, ScriptedWorkers, scripted
+    from tests.test_sweep import CEILINGS, NoReferences, ScriptedWorkers, scripted
 
+    monkeypatch.setattr(sweep, "References", NoReferences)
     clock = iter(range(1000))
     monkeypatch.setattr(sweep.time, "monotonic", lambda: float(next(clock)))
     rows: list[Measurement] = []

@@ -119,11 +119,12 @@ def test_figures_of_other_baselines_are_not_compared() -> None:
 
 
 def test_one_thread_is_compared_by_cpu_time() -> None:
-    one = {"threads": 1, "cpu_ratio": 0.5, "cpu_ratio_low": 0.49, "cpu_ratio_high": 0.51}
+    one = {"threads": 1, "cpu_ratio": 0.5, "cpu_ratio_low": 0.49, "cpu_ratio_high": 0.51, "twin_cpu_ratio": 1.02}
     lines = [measured(VARIANT, 1024, figures=one), measured("full/matmul", 1024)]
     by_cpu, by_wall = readings_of_rows("a", as_rows(lines)).cases.values()
     assert (by_cpu.ratio, by_cpu.low) == (0.5, 0.49)
     assert by_wall.ratio == pytest.approx(4.0)
+    assert readings_of_rows("a", as_rows(lines[:1])).noise == pytest.approx(1.4826 * math.log(1.02))
 
 
 # ---- the command

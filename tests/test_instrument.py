@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from benchmarks import clock, machine, nvml, provenance, worker
-from benchmarks.accuracy import Errors
+from benchmarks.accuracy import Errors, Expected
 from benchmarks.clock import calls_for, measure_cpu
 from benchmarks.intervals import median_interval, paired_ratio
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes
 from benchmarks.provenance import Provenance, read_provenance
+from benchmarks.reference_files import Reference, digest_of
 from benchmarks.worker import Bench, kernel_name
 from tests.ready_variants import READY
 from variants import Problem
 from variants.catalogue import load
 
 MIB = 2**20
+NOTHING = torch.empty(0)
 
 
 # ---- intervals
@@ -121,8 +123,14 @@ def test_the_kernel_that_ran_is_named(operators: list[str], kernel: str) -> None
 @pytest.fixture
 def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the proofs and the repeats of a preparation, which have tests of their own."""
-    monkeypatch.setattr(worker, "measure_errors", lambda *_: Errors(0, 0, 0, 0, 0, 0, 0, finite=True))
-    monkeypatch.setattr(worker, "measure_gradient_error", lambda *_: 0.0)
+    monkeypatch.setattr(
+        worker,
+        "make_reference",
+        lambda _, inputs, __: Reference(inputs, digest_of(inputs), Expected(NOTHING, 0, 0), {}),
+    )
+    monkeypatch.setattr(worker, "errors_of", lambda *_: Errors(0, 0, 0, 0, 0, 0, 0, finite=True))
+    monkeypatch.setattr(worker, "checked_gradients", lambda *_: ())
+    monkeypatch.setattr(worker, "gradient_error", lambda *_: 0.0)
     monkeypatch.setattr(worker, "WARM_UP_CALLS", 1)
 
 
@@ -218,6 +226,15 @@ def test_ceilings_are_measured_for_every_dtype(monkeypatch: pytest.MonkeyPatch) 
     assert set(ceilings["matmul_flops"]) == {"float64", "float32", "bfloat16", "float16"}
     assert all(1e7 < flops < 1e15 for flops in ceilings["matmul_flops"].values())
     assert 1e7 < ceilings["copy_bytes_per_second"] < 1e14
+
+
+def test_ceilings_of_a_request_are_of_its_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CEILING_SECONDS", 0.001)
+    monkeypatch.setattr(machine, "COPY_BYTES", MIB)
+    assert set(machine.measure_ceilings("cpu", ["float64"])["matmul_flops"]) == {"float64"}
+    narrow = machine.measure_ceilings("cpu", ["bfloat16"])["matmul_flops"]
+    assert set(narrow) == {"bfloat16", "float32"}  # a kernel may widen what it reads
+    assert narrow["bfloat16"] >= narrow["float32"]
 
 
 def test_available_memory_is_some_of_all() -> None:

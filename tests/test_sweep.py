@@ -12,6 +12,7 @@ from benchmarks.campaign import Request
 from benchmarks.clock import Sample
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import Provenance
+from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.sweep import Entry, Settings, Sweep, add_ceiling, plan_cases, predicted_process_bytes, settled
 from benchmarks.workers import Fault
 from variants import Problem
@@ -59,6 +60,31 @@ class ScriptedWorkers:
         return self.waiting.pop(0)
 
 
+class NoReferences:
+    """Stands in for the references, and notes what is asked of it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.asked: list[str] = []
+
+    def of(self, case: Case) -> None:
+        self.asked.append(case.variant)
+
+    def pause(self) -> None:
+        self.asked.append("pause")
+
+    def clear(self) -> None:
+        self.asked.append("clear")
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@pytest.fixture(autouse=True)
+def references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted workers make none."""
+    monkeypatch.setattr(sweep, "References", NoReferences)
+
+
 def scripted(
     seconds: float | Callable[[int], float],
     failing: dict[int, Fault] | None = None,
@@ -78,13 +104,13 @@ def slowed(seconds: float) -> Callable[[int], float]:
 CEILINGS = {"matmul_flops": {"float32": 1e15}, "copy_bytes_per_second": 1e15}
 
 
-def measured(*scripts: ScriptedWorker, seconds: float = 0.0) -> list[Measurement]:
-    """The rows of a sweep over as many variants as there are scripts beyond baseline and twin."""
+def measured(*scripts: ScriptedWorker, seconds: float = 0.0, more: int = 0) -> list[Measurement]:
+    """The rows of a sweep over as many variants as there are scripts beyond baseline and twin, and some without."""
     rows: list[Measurement] = []
     settings = Settings(seconds=seconds, threads=1)
     machine_read = {"key": "cpu-1", "ceilings": CEILINGS}
     run = Sweep(ScriptedWorkers(*scripts), settings, machine_read, Provenance("c0de", "abc", False))  # type: ignore[arg-type]
-    names = ["full/matmul", "full/sdpa_math", "memory_efficient/chunked"][: len(scripts) - 2]
+    names = ["full/matmul", "full/sdpa_math", "memory_efficient/chunked"][: len(scripts) - 2 + more]
     run.measure(plan_cases(names, [Problem(tokens=64)], "normal"), rows.append)
     return rows
 
@@ -100,6 +126,34 @@ def test_a_ratio_is_paired_by_round() -> None:
         assert (row.baseline, row.baseline_causal) == (BASELINE, False)
     assert fast.seconds_high is not None and fast.seconds_low is not None
     assert fast.seconds_high > 1.3 * fast.seconds_low  # the time itself is not that sure
+
+
+def test_references_are_made_before_the_first_sample_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = NoReferences()
+    monkeypatch.setattr(sweep, "References", lambda *_: log)
+
+    class Noting(ScriptedWorker):
+        def ask(self, method: str, *rest: Any) -> dict[str, Any]:
+            log.asked.append(method)
+            return super().ask(method, *rest)
+
+    measured(*(Noting(lambda _: 0.01, {}, set()) for _ in range(4)))
+    prepared = [word for each in (BASELINE, BASELINE, "full/matmul", "full/sdpa_math") for word in (each, "prepare")]
+    assert log.asked[:9] == [*prepared, "pause"]
+    assert set(log.asked[9:-1]) == {"sample"} and log.asked[-1] == "close"
+
+
+def test_a_reference_that_fails_is_the_row_of_its_case_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(NoReferences):
+        def of(self, case: Case) -> None:
+            if case.variant == "full/matmul":
+                raise Fault("timeout", "its reference: no answer within 1 s")
+
+    monkeypatch.setattr(sweep, "References", Failing)
+    lost, alive = measured(scripted(0.02), scripted(0.02), scripted(0.01), more=1)
+    assert (lost.status, lost.reason) == ("timeout", "its reference: no answer within 1 s")
+    assert lost.seconds is None and lost.implementation_error is None
+    assert (alive.status, alive.seconds) == ("ok", 0.01)
 
 
 def test_a_twin_that_differs_makes_all_rows_noisy() -> None:
@@ -202,9 +256,11 @@ def test_the_share_of_clean_samples() -> None:
 
 def test_cases_that_do_not_fit_together_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = plan_cases(["full/matmul"] * 5, [Problem(tokens=64)], "normal")
-    need = predicted_process_bytes(cases[0])
+    file = own_bytes(Problem(tokens=64))
+    need = predicted_process_bytes(cases[0]) + file
     pair = 2 * predicted_process_bytes(plan_cases([sweep.BASELINE], [Problem(tokens=64)], "normal")[0])
-    monkeypatch.setattr(sweep, "available_bytes", lambda _: (pair + 2.5 * need) / sweep.MEMORY_SHARE)
+    beside = pair + sweep.WORKER_BYTES + shared_bytes(Problem(tokens=64)) + file
+    monkeypatch.setattr(sweep, "available_bytes", lambda _: (beside + 2.5 * need) / sweep.MEMORY_SHARE)
     run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
     assert [len(pack) for pack in run._sessions(cases, lambda _: None)] == [2, 2, 1]
 
