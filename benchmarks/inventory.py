@@ -1,4 +1,4 @@
-"""What the catalogue holds, as plain data: for lists, documents and pages."""
+"""What the catalogue holds, as plain data: for lists."""
 
 from dataclasses import dataclass
 
@@ -71,16 +71,3 @@ def _usual_problem(device: str, dtypes: tuple[str, ...]) -> Problem:
 def default_device() -> str:
     """`cuda` where there is a card, else `cpu`."""
     return "cpu" if missing_device("cuda") else "cuda"
-
-
-def markdown_table(names: list[str]) -> str:
-    """The table of variants for documents: nothing in it depends on the machine."""
-    head = "| variant | computes | how | exact | devices | modes | source |\n|---|---|---|---|---|---|---|\n"
-    lines = []
-    for item in map(describe, names):
-        parameters = ", ".join(f"{key} {value}" for key, value in item.parameters.items())
-        title = f"{item.title} ({parameters})" if parameters else item.title
-        exact = "yes" if item.exact else "no"
-        cells = (f"`{item.name}`", title, item.summary, exact, ", ".join(item.devices), ", ".join(item.modes))
-        lines.append("| " + " | ".join(cells) + f" | {item.source} |")
-    return head + "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Further drawn inputs, one structure each: a sweep of row entropies, outliers, a shift, ranks, clusters, a rough V."""
+"""Further drawn inputs, one structure each: row entropies, outliers, a shift, ranks, clusters, a rough V, mixtures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.descriptors import entropy_by_scale
-from benchmarks.drawn_inputs import QKV, autoregress, normal
+from benchmarks.drawn_inputs import QKV, autoregress, normal, smooth
 from variants import Problem
 
 ENTROPIES: Final = (0.99, 0.9, 0.6, 0.3, 0.1)
@@ -21,6 +21,7 @@ CLUSTERS: Final = 16
 CLUSTER_LOGIT: Final = 6.0
 CLUSTER_NOISE: Final = 0.5
 ROUGHNESS: Final = -0.95
+NOISE: Final = 2 / 3
 
 
 def entropy(problem: Problem, generator: torch.Generator, target: float) -> QKV:
@@ -92,6 +93,19 @@ def rough(problem: Problem, generator: torch.Generator) -> QKV:
     return autoregress(q, -ROUGHNESS), autoregress(k, -ROUGHNESS), autoregress(v, ROUGHNESS)
 
 
+def mixed(problem: Problem, generator: torch.Generator) -> QKV:
+    """`smooth`, with noise from N(0, 4/9) upon each of q, k and v: neither segment means nor single keys suffice."""
+    slow, fast = smooth(problem, generator), normal(problem, generator)
+    q, k, v = (x + NOISE * noise for x, noise in zip(slow, fast, strict=True))
+    return q, k, v
+
+
+def peaky_smooth(problem: Problem, generator: torch.Generator) -> QKV:
+    """`smooth` with q and k doubled: few stretches of neighbouring keys hold the mass."""
+    q, k, v = smooth(problem, generator)
+    return 2 * q, 2 * k, v
+
+
 def _noise(problem: Problem, generator: torch.Generator, rows: int, columns: int) -> Tensor:
     """N(0,1), a matrix for each key-value head."""
     shape = (problem.batch, problem.kv_heads, rows, columns)
@@ -109,6 +123,8 @@ STRUCTURED: Final[dict[str, Callable[[Problem, torch.Generator], QKV]]] = {
     **{f"rank_{rank}": partial(low_rank, rank=rank) for rank in RANKS},
     "clusters": clusters,
     "rough": rough,
+    "mixed": mixed,
+    "peaky_smooth": peaky_smooth,
 }
 
 FEWEST_HEAD_DIM: Final = {f"rank_{rank}": rank for rank in RANKS}

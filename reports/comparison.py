@@ -27,8 +27,9 @@ ERROR_FACTOR: Final = 1.25
 ROUNDING: Final = 1e-12
 """Errors below this are rounding of float64 and never worse than one another."""
 
-FALSE_ALARMS: Final = 0.05
-"""How often a comparison of equals may call anything slow or fast, all its cases together."""
+FALSE_ALARMS: Final = 0.002
+"""How often a comparison of equals may call anything slow or fast, all its cases together: a gate that cries
+wolf once in twenty commits is switched off."""
 
 LEAST_NOISE: Final = 0.005
 """Of a log-ratio from process to process: no fewer twins than a handful could show less."""
@@ -106,7 +107,7 @@ def readings_of_rows(label: str, rows: Iterable[Row]) -> Readings:
     found = list(rows)
     twins = [math.log(ratio) for row in found if (ratio := _twin(row)) is not None]
     cases = {case_label(row): _reading(row) for row in found}
-    return Readings(label, found[0].machine if found else "", cases, deviation(twins) if twins else None)
+    return Readings(label, found[0].machine if found else "", cases, twin_noise(twins) if twins else None)
 
 
 def case_label(row: Row) -> str:
@@ -133,6 +134,11 @@ def _reading(row: Row) -> Reading:
     return Reading(
         row.status, row.reason, *ratios, extra_bytes=row.extra_bytes, error=error, baseline=row.baseline_label or ""
     )
+
+
+def twin_noise(logs: Sequence[float]) -> float:
+    """The root mean square: of a handful of twins a robust measure would leave out the one that tells."""
+    return math.sqrt(sum(log**2 for log in logs) / len(logs))
 
 
 def deviation(logs: Sequence[float]) -> float:

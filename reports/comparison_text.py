@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Final
 
-from reports.comparison import Comparison, Line
+from reports.comparison import FALSE_ALARMS, Comparison, Line
 from reports.quantities import digits, percent_text
 from reports.text_table import Table
 
@@ -25,7 +25,7 @@ def comparison_blocks(comparison: Comparison, *, every: bool) -> list[str | Tabl
     blocks.append(
         f"A change of time matters beyond ± {percent_text(comparison.margin)}; from process to process the ratios "
         f"scatter by {percent_text(comparison.noise)}; all cases together are called SLOW or FAST by chance in one "
-        "comparison of twenty at most."
+        f"comparison of {1 / FALSE_ALARMS:.0f}."
     )
     for side, cases in (("A", comparison.only_first), ("B", comparison.only_second)):
         if cases:

@@ -16,7 +16,7 @@ def counting(verb: str) -> Iterator[Callable[[int, int, str], None]]:
         return
     shown = 0
 
-    def show(done: int, total: int, at: str) -> None:
+    def show(done: int, total: int, _at: str) -> None:
         nonlocal shown
         if (tenth := 10 * done // max(1, total)) > shown:
             shown = tenth

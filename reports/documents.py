@@ -12,23 +12,30 @@ class DocumentsError(ValueError):
 
 
 def write_documents(
-    folder: Path, parts: Mapping[str, str], command_helps: Mapping[str, str], *, only_check: bool
+    folder: Path,
+    parts: Mapping[tuple[str, str], str],
+    command_helps: Mapping[str, str],
+    pages: Mapping[str, str],
+    *,
+    only_check: bool,
 ) -> list[Path]:
-    """Bring the named parts of README.md and the page of commands up to date; returns the files that were not.
+    """Bring parts of documents, the page of commands and other pages up to date; returns the files that were not.
 
-    Raises `DocumentsError`. With `only_check` nothing is written.
+    Parts by their document and name, pages by their path from the folder. Raises `DocumentsError`. With
+    `only_check` nothing is written.
     """
-    readme = folder / "README.md"
-    if not readme.is_file():
-        raise DocumentsError(f"no README.md in {folder}: the documents belong to a checkout")
-    text = readme.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        text = _with_part(text, name, content, readme)
-    wanted = {readme: text, folder / "docs" / "commands.md": _commands_page(command_helps)}
+    wanted: dict[Path, str] = {}
+    for (document, name), content in parts.items():
+        path = folder / document
+        if not path.is_file():
+            raise DocumentsError(f"no {document} in {folder}: the documents belong to a checkout")
+        wanted[path] = _with_part(wanted.get(path) or path.read_text(encoding="utf-8"), name, content, path)
+    wanted[folder / "docs" / "commands.md"] = _commands_page(command_helps)
+    wanted |= {folder / path: text for path, text in pages.items()}
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if not only_check:
         for path in stale:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")
     return stale
 

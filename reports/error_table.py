@@ -1,7 +1,10 @@
-"""The errors of methods against exact attention, as a table: a line for each method, a column for each kind of input."""
+"""Errors of methods against exact attention, as a table: a line for each method, a column for each kind of input."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 from typing import Any, Final
 
 from reports.curve import labelled
@@ -10,6 +13,7 @@ from reports.text_table import Table
 
 FLOOR: Final = "mean of V"
 _LOSES: Final = " *"
+_KEPT: Final = ("definition", "exact", "parameters", "inputs", "tokens", "causal", "reason")
 
 
 def error_blocks(found: Sequence[Any]) -> list[str | Table]:
@@ -55,6 +59,35 @@ def error_document(found: Sequence[Any]) -> list[dict[str, Any]]:
         }
         for one in found
     ]
+
+
+def stored_table(path: Path, fingerprint: str) -> list[Any] | None:
+    """The table that a file holds, or None where it is of other sources."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return [SimpleNamespace(**row) for row in kept["rows"]] if kept.get("fingerprint") == fingerprint else None
+
+
+def store_table(path: Path, fingerprint: str, found: Sequence[Any]) -> None:
+    """Keep a table with the hash of the sources that it came from; four digits of each error."""
+    rows = [
+        {name: getattr(one, name) for name in _KEPT}
+        | {name: [float(f"{error:.4g}") for error in getattr(one, name)] for name in ("errors", "mean_of_v_errors")}
+        for one in found
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"fingerprint": fingerprint, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def error_markdown(found: Sequence[Any]) -> str:
+    """The table of one length for a document."""
+    table = error_table(found)
+    head = "| " + " | ".join(table.header) + " |\n|---" + "|---:" * (len(table.header) - 1) + "|"
+    lines = ["| " + " | ".join(cell.replace("*", "\\*") for cell in row) + " |" for row in table.rows]
+    note = f"{table.title}. \\* no better than the mean of the visible V."
+    return "\n".join([head, *lines]) + f"\n\n{note}"
 
 
 def beaten(one: Any) -> bool:

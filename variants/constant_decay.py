@@ -7,12 +7,14 @@ from variants.dtypes import TORCH_DTYPES
 from variants.problem import Problem
 from variants.scan import (
     CHUNK,
+    Gradients,
     Tiles,
     carry,
     carry_bytes,
     chunk_groups,
     decay_tiles,
     decayed_chunks,
+    decayed_gradients,
     decayed_tokens,
     repeated_rows,
     segment_bytes,
@@ -36,12 +38,15 @@ def chunked(problem: Problem, log_decay: Float64[Tensor, " heads"], scale: float
     def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return decayed_chunks(state, q, k, v, tiles[min(CHUNK, q.shape[1])])
 
+    def adjoint(slopes: tuple[Tensor, Tensor], state: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Gradients:
+        return decayed_gradients(slopes, state, q, k, v, tiles[min(CHUNK, q.shape[1])])
+
     def run(
         q: Float[Tensor, "batch heads tokens head_dim"],
         k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
         v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return carry(step, groups, *repeated_rows(problem, q, k, v)).view(q.shape)
+        return carry(step, groups, *repeated_rows(problem, q, k, v), adjoint=adjoint).view(q.shape)
 
     return run
 

@@ -95,7 +95,8 @@ class Definition:
         """The oracle's output in float64, key-value heads repeated for grouped queries."""
         group = q.shape[1] // k.shape[1]
         q, k, v = (x.to(torch.float64) for x in (q, k, v))
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+        if group > 1:
+            k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         if rows is None:
             rows = torch.arange(q.shape[2], device=q.device)
         chosen = self.resolve(parameters) | ({"group": group} if self.by_group else {})

@@ -1,7 +1,7 @@
 """Query heads by the key-value head that they share, and parts of their attention merged into some of their rows."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 
@@ -14,6 +14,12 @@ def by_group(x: Float[Tensor, "batch heads *axes"], kv_heads: int) -> Float[Tens
     return grouped if grouped.stride(-1) == 1 else grouped.contiguous()
 
 
+def taken(x: Tensor, index: Integer[Tensor, "*places"]) -> Tensor:
+    """`x[index]`, as rows copied whole: a few times faster on a CPU."""
+    rows: Tensor = x.index_select(0, index.flatten())
+    return rows.view(*index.shape, *x.shape[1:])
+
+
 def merge_rows(
     out: Float[Tensor, "*heads tokens dim"],
     lse: Float[Tensor, "*heads tokens"],
@@ -22,11 +28,11 @@ def merge_rows(
     line: Float[Tensor, "*heads rows"],
 ) -> None:
     """Merge attention to other keys, by its finite log-sum-exp `line`, into rows, none twice, of `out` and `lse`."""
-    before = lse[..., rows]
+    before = lse.index_select(-1, rows)
     # Not logaddexp: its last few elements are rounded otherwise, so that a row would depend on the rows beside it.
     top = torch.maximum(before, line)
     old, new = torch.exp(before - top), torch.exp(line - top)
     total = old + new
-    merged = out[..., rows, :] * (old / total).unsqueeze(-1)
-    out[..., rows, :] = merged.add_(part * (new / total).unsqueeze(-1))
-    lse[..., rows] = total.log_().add_(top)
+    merged = out.index_select(-2, rows).mul_((old / total).unsqueeze(-1))
+    out.index_copy_(-2, rows, merged.add_(part * (new / total).unsqueeze(-1)))
+    lse.index_copy_(-1, rows, total.log_().add_(top))

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from variants.kv_groups import taken
 from variants.tiles import CACHE_ELEMENTS
 
 
@@ -66,10 +67,16 @@ def chunks(exact: Bool[Tensor, "heads rows columns"], elements: int) -> Iterator
             yield own, row, columns
 
 
-def gathered(x: Tensor, own: Tensor, columns: Tensor) -> Float[Tensor, "1 chunk keys dim"]:
-    """The tokens of the chosen blocks of each row, one block after another; grouped queries share one head."""
-    head = own.unsqueeze(1) if x.shape[0] > 1 else 0
-    return x[head, columns].flatten(1, 2).unsqueeze(0)
+def places(own: Tensor, columns: Tensor, x: Float[Tensor, "heads blocks block dim"]) -> Int64[Tensor, "chunk refined"]:
+    """Where the blocks lie among those of all heads; grouped queries share one head."""
+    return columns + own.unsqueeze(1) * x.shape[1] if x.shape[0] > 1 else columns
+
+
+def gathered(
+    x: Float[Tensor, "blocks block dim"], place: Int64[Tensor, "chunk refined"]
+) -> Float[Tensor, "1 chunk keys dim"]:
+    """The tokens of the chosen blocks of each row, one block after another."""
+    return taken(x, place).flatten(1, 2).unsqueeze(0)
 
 
 def filling_bias(columns: Tensor, keys: Blocks, dtype: torch.dtype) -> Tensor | None:

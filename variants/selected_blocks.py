@@ -39,7 +39,7 @@ class _Selected(torch.autograd.Function):
             for span, places in routes(picked[head], k.shape[2] // block, block):
                 rows = places // picked.shape[2]
                 filled = torch.cat((rows, rows[:1].expand(-len(rows) % TILE)))
-                tiles: Tensor = fq[head][:, filled].unflatten(1, (-1, TILE))
+                tiles: Tensor = fq[head].index_select(1, filled).unflatten(1, (-1, TILE))
                 far_k, far_v = (x[:, None, span].expand(-1, tiles.shape[1], -1, -1) for x in (keys, values))
                 tile, line = attend(tiles, far_k, far_v, None)
                 count = len(rows)

@@ -62,6 +62,9 @@ class Band:
         self, x: Float[Tensor, "heads kv_tokens dim"], gradient: Float[Tensor, "heads tiles keys dim"]
     ) -> None:
         """Overlap-add: the adjoint of `key_tiles`, a column of tiles at a time so that no two writes meet."""
+        if self.tiles == 1:
+            x[:, self.first_key : self.first_key + self.keys].add_(gradient[:, 0])
+            return
         for start in range(0, self.keys, self.rows):
             part = gradient[:, :, start : start + self.rows]
             first = self.first_key + start
@@ -107,6 +110,25 @@ def attend_gradients(
     grad_v = weights.mT @ grad
     grad_scores = (grad @ v.mT).sub_(delta.unsqueeze(-1)).mul_(weights).mul_(q.shape[-1] ** -0.5)
     return grad_scores @ k.to(weights.dtype), grad_scores.mT @ q.to(weights.dtype), grad_v
+
+
+def fused_gradients(
+    q: Float[Tensor, "heads tiles rows dim"],
+    k: Float[Tensor, "heads tiles keys dim"],
+    v: Float[Tensor, "heads tiles keys dim"],
+    bias: Tensor | None,
+    grad: Float[Tensor, "heads tiles rows dim"],
+    lse: Float[Tensor, "heads tiles rows"],
+    out: Float[Tensor, "heads tiles rows dim"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from the output of the whole rows, by the CPU's fused kernel where that keeps wide sums."""
+    if q.device.type != "cpu" or q.dtype != accumulator(q.dtype):
+        return attend_gradients(q, k, v, bias, grad, lse, row_delta(grad, out))
+    if bias is not None:
+        bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    gradients: tuple[Tensor, Tensor, Tensor] = fused(grad, q, k, v, out, visible(lse), 0.0, False, attn_mask=bias)
+    return gradients
 
 
 def scaled_scores(

@@ -15,13 +15,12 @@ from variants.tiles import (
     Band,
     accumulator,
     attend,
-    attend_gradients,
     expand_to,
     flatten_heads,
+    fused_gradients,
     head_groups,
     heads_at_once,
     hidden_bias,
-    row_delta,
 )
 from variants.variant import Attention, variant
 
@@ -142,10 +141,9 @@ class _Merged(torch.autograd.Function):
             hq = fq[rows]
             hk, hv = expand_to(fk[kv], hq), expand_to(fv[kv], hq)
             mk, mv = (expand_to(segment_means(x[kv], segment), hq) for x in (fk, fv))
-            delta = row_delta(fg[rows], fo[rows]).unsqueeze(-1)
             dmk, dmv = (torch.zeros(fdk[kv].shape[0], *x.shape[1:], dtype=wide, device=q.device) for x in (mk, mv))
             for piece in pieces:
-                inputs = (hq, fg[rows], flse[rows], delta)
+                inputs = (hq, fg[rows], flse[rows], fo[rows])
                 if piece.near.keys:
                     _near_gradients(piece.near, inputs, (hk, hv), fdq[rows], fdk[kv], fdv[kv])
                 if piece.far_bias is not None:
@@ -187,9 +185,9 @@ def _attend_piece(
 def _near_gradients(
     band: Band, inputs: tuple[Tensor, ...], keys: tuple[Tensor, Tensor], dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
-    q, grad, lse, delta = (band.query_tiles(x) for x in inputs)
+    q, grad, lse, out = (band.query_tiles(x) for x in inputs)
     k, v = (band.key_tiles(x) for x in keys)
-    tq, tk, tv = attend_gradients(q, k, v, band.bias, grad, lse.squeeze(-1), delta.squeeze(-1))
+    tq, tk, tv = fused_gradients(q, k, v, band.bias, grad, lse.squeeze(-1), out)
     band.query_tiles(dq).add_(tq)
     band.add_to_keys(dk, _shared(tk, dk))
     band.add_to_keys(dv, _shared(tv, dv))
@@ -198,9 +196,9 @@ def _near_gradients(
 def _far_gradients(
     piece: Piece, inputs: tuple[Tensor, ...], means: tuple[Tensor, Tensor], dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
-    q, grad, lse, delta = (piece.near.query_tiles(x) for x in inputs)
-    k, v = (x.unsqueeze(1) for x in means)
-    tq, tk, tv = attend_gradients(q, k, v, piece.far_bias, grad, lse.squeeze(-1), delta.squeeze(-1))
+    q, grad, lse, out = (piece.near.query_tiles(x) for x in inputs)
+    k, v = (x.unsqueeze(1).expand(-1, piece.near.tiles, -1, -1) for x in means)
+    tq, tk, tv = fused_gradients(q, k, v, piece.far_bias, grad, lse.squeeze(-1), out)
     piece.near.query_tiles(dq).add_(tq)
     dk.add_(_shared(tk.sum(1), dk))
     dv.add_(_shared(tv.sum(1), dv))
@@ -214,7 +212,7 @@ def _shared(gradient: Tensor, like: Tensor) -> Tensor:
 def backward_tiles(problem: Problem, block: int, rank: int) -> int:
     """How many blocks of one head are taken together in the backward pass: as many as fit the cache."""
     keys = max(3 * block, problem.kv_tokens // max(1, block // rank))
-    return max(1, CACHE_ELEMENTS // (block * keys))
+    return max(1, 2 * CACHE_ELEMENTS // (block * keys))
 
 
 def workspace_bytes(problem: Problem, *, block: int, rank: int) -> int:

@@ -16,13 +16,12 @@ from variants.tiles import (
     Band,
     accumulator,
     attend,
-    attend_gradients,
     expand_to,
     flatten_heads,
+    fused_gradients,
     head_groups,
     heads_at_once,
     hidden_bias,
-    row_delta,
 )
 from variants.variant import Attention, variant
 
@@ -113,7 +112,7 @@ class _Merged(torch.autograd.Function):
             keys = expand_to(fk[kv], hq), expand_to(fv[kv], hq)
             means = levels.means(fk[kv]), levels.means(fv[kv])
             sums = tuple(torch.zeros(x.shape, dtype=wide, device=q.device) for x in means)
-            inputs = hq, fg[rows], fl[rows], row_delta(fg[rows], fo[rows]).unsqueeze(-1)
+            inputs = hq, fg[rows], fl[rows], fo[rows]
             for piece in pieces:
                 if piece.near.keys:
                     _near_gradients(piece.near, inputs, keys, fdq[rows], fdk[kv], fdv[kv])
@@ -160,9 +159,9 @@ def gather(
 def _near_gradients(
     band: Band, inputs: tuple[Tensor, ...], keys: tuple[Tensor, ...], dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
-    q, grad, lse, delta = (band.query_tiles(x) for x in inputs)
+    q, grad, lse, out = (band.query_tiles(x) for x in inputs)
     k, v = (band.key_tiles(x) for x in keys)
-    tq, tk, tv = attend_gradients(q, k, v, band.bias, grad, lse.squeeze(-1), delta.squeeze(-1))
+    tq, tk, tv = fused_gradients(q, k, v, band.bias, grad, lse.squeeze(-1), out)
     band.query_tiles(dq).add_(tq)
     band.add_to_keys(dk, _shared(tk, dk))
     band.add_to_keys(dv, _shared(tv, dv))
@@ -171,9 +170,9 @@ def _near_gradients(
 def _far_gradients(
     piece: Piece, inputs: tuple[Tensor, ...], means: tuple[Tensor, ...], dq: Tensor, sums: tuple[Tensor, ...]
 ) -> None:
-    q, grad, lse, delta = (piece.near.query_tiles(x) for x in inputs)
+    q, grad, lse, out = (piece.near.query_tiles(x) for x in inputs)
     k, v = (gather(x, piece.far, q.shape[0]) for x in means)
-    tq, *parts = attend_gradients(q, k, v, piece.far_bias, grad, lse.squeeze(-1), delta.squeeze(-1))
+    tq, *parts = fused_gradients(q, k, v, piece.far_bias, grad, lse.squeeze(-1), out)
     piece.near.query_tiles(dq).add_(tq)
     for total, part in zip(sums, parts, strict=True):
         total.index_add_(1, piece.far.flatten(), _shared(part, total).flatten(1, 2))
@@ -196,8 +195,8 @@ def forward_tiles(problem: Problem, block: int) -> int:
 
 
 def backward_tiles(block: int) -> int:
-    """Blocks of queries of one backward step: their scores fit the cache."""
-    return max(1, CACHE_ELEMENTS // (3 * block * block))
+    """Blocks of queries of one backward step: their keys' gradients about fit the cache."""
+    return max(1, 2 * CACHE_ELEMENTS // (3 * block * block))
 
 
 def workspace_bytes(problem: Problem, *, block: int, rank: int) -> int:

@@ -1,5 +1,7 @@
 """Chunkwise-parallel: within a chunk by a masked product, between chunks by the state."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,9 +22,9 @@ def feature(x: Tensor) -> Tensor:
     return functional.elu(x.to(accumulator(x.dtype))).add_(1.0)
 
 
-def feature_slope(x: Tensor) -> Tensor:
-    """The derivative of elu(x) + 1: e^x below 0, 1 above."""
-    return x.to(accumulator(x.dtype)).clamp(max=0.0).exp_()
+def feature_slope(features: Tensor) -> Tensor:
+    """The derivative of elu(x) + 1, from its value: e^x below 0, 1 above."""
+    return features.clamp(max=1.0)
 
 
 def chunks_at_once(heads: int, head_dim: int) -> int:
@@ -31,7 +33,7 @@ def chunks_at_once(heads: int, head_dim: int) -> int:
 
 
 class _Causal(torch.autograd.Function):
-    """Rows of q meet keys up to their own index; `state` and `total` hold what came before row 0."""
+    """Rows of q meet keys up to their own index; the states before the groups are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -40,75 +42,64 @@ class _Causal(torch.autograd.Function):
         before = k.shape[1] - q.shape[1]
         state, total = _sums(feature(k[:, :before]), v[:, :before].to(wide))
         normaliser = torch.empty((*q.shape[:2], 1), dtype=wide, device=q.device)
+        training = any(ctx.needs_input_grad)  # type: ignore[attr-defined]  # set by apply
+        kept = []
         for rows, chunks in _groups(q):
             keys = slice(rows.start + before, rows.stop + before)
             a, b, w = (_chunk(x, chunks) for x in (feature(q[:, rows]), feature(k[:, keys]), v[:, keys].to(wide)))
-            states = _running(state, b.mT @ w)
-            totals = _running(total, b.sum(2, keepdim=True).mT)
+            if training:
+                kept.append(torch.cat((state, total), -1))
+            states, totals = _running(state, b.mT @ w), _running(total, b.sum(2).unsqueeze(-1))
             weights = (a @ b.mT).mul_(mask[: a.shape[2], : a.shape[2]])
-            tile = (weights @ w).add_(a @ states[:, :-1])
-            sums = weights.sum(-1, keepdim=True).add_(a @ totals[:, :-1])
-            out[:, rows] = tile.div_(sums).flatten(1, 2)
+            sums = weights.sum(-1, keepdim=True).add_((a * totals[:, :-1].mT).sum(-1, keepdim=True))
+            out[:, rows] = (weights @ w).add_(a @ states[:, :-1]).div_(sums).flatten(1, 2)
             normaliser[:, rows] = sums.flatten(1, 2)
             state, total = states[:, -1], totals[:, -1]
-        ctx.save_for_backward(q, k, v, out, normaliser, mask)
+        if training:
+            ctx.save_for_backward(q, k, v, out, normaliser, mask, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, normaliser, mask = ctx.saved_tensors  # type: ignore[attr-defined]  # set by save_for_backward
+        q, k, v, out, normaliser, mask, *kept = ctx.saved_tensors  # type: ignore[attr-defined]  # set by save_for_backward
         wide = normaliser.dtype
-        above = grad.to(wide) / normaliser  # gradient of the numerator
-        below = -(above * out.to(wide)).sum(-1, keepdim=True)  # gradient of the normaliser
-        dq = _query_gradient(q, k, v, above, below, mask).mul_(feature_slope(q))
-        dk, dv = _key_gradients(q, k, v, above, below, mask)
-        return dq.to(q.dtype), dk.mul_(feature_slope(k)).to(k.dtype), dv.to(v.dtype), None
+        before = k.shape[1] - q.shape[1]
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        later: State = normaliser.new_zeros(q.shape[0], q.shape[2], v.shape[2] + 1).tensor_split([-1], -1)
+        for (rows, chunks), earlier in zip(reversed(_groups(q)), reversed(kept), strict=True):
+            keys = slice(rows.start + before, rows.stop + before)
+            above = grad[:, rows].to(wide) / normaliser[:, rows]  # gradient of the numerator
+            below = (above * out[:, rows].to(wide)).sum(-1, keepdim=True).neg_()  # gradient of the normaliser
+            inputs = feature(q[:, rows]), feature(k[:, keys]), v[:, keys].to(wide), above, below
+            parts, later = _gradients([_chunk(x, chunks) for x in inputs], earlier.tensor_split([-1], -1), later, mask)
+            for whole, taken, part in zip((dq, dk, dv), (rows, keys, keys), parts, strict=True):
+                whole[:, taken] = part.flatten(1, 2)
+        b = feature(k[:, :before])
+        dk[:, :before] = (v[:, :before].to(wide) @ later[0].mT).add_(later[1].mT).mul_(feature_slope(b))
+        dv[:, :before] = b @ later[0]
+        return dq, dk, dv, None
 
 
-def _query_gradient(q: Tensor, k: Tensor, v: Tensor, above: Tensor, below: Tensor, mask: Tensor) -> Tensor:
-    """Σ_{j≤i} (above_i·v_j + below_i) φ(k_j), chunk by chunk in the order of the scan."""
-    wide = above.dtype
-    before = k.shape[1] - q.shape[1]
-    state, total = _sums(feature(k[:, :before]), v[:, :before].to(wide))
-    dq = torch.empty(q.shape, dtype=wide, device=q.device)
-    for rows, chunks in _groups(q):
-        keys = slice(rows.start + before, rows.stop + before)
-        b, w = (_chunk(x, chunks) for x in (feature(k[:, keys]), v[:, keys].to(wide)))
-        up, low = _chunk(above[:, rows], chunks), _chunk(below[:, rows], chunks)
-        states = _running(state, b.mT @ w)
-        totals = _running(total, b.sum(2, keepdim=True).mT)
-        inner = (up @ w.mT).add_(low).mul_(mask[: up.shape[2], : up.shape[2]])
-        tile = (inner @ b).add_(up @ states[:, :-1].mT).add_(low * totals[:, :-1].mT)
-        dq[:, rows] = tile.flatten(1, 2)
-        state, total = states[:, -1], totals[:, -1]
-    return dq
+State = Sequence[Tensor]
+"""Two: sums of φ(k) vᵀ and of φ(k), or in the backward pass of φ(q) with the gradients of both."""
 
 
-def _key_gradients(
-    q: Tensor, k: Tensor, v: Tensor, above: Tensor, below: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Σ_{i≥j} of the same, for φ(k_j) and v_j, chunk by chunk from the end."""
-    wide = above.dtype
-    before = k.shape[1] - q.shape[1]
-    dk, dv = (torch.empty(k.shape, dtype=wide, device=q.device) for _ in range(2))
-    state = above.new_zeros(q.shape[0], q.shape[2], v.shape[2])
-    total = above.new_zeros(q.shape[0], q.shape[2], 1)
-    for rows, chunks in reversed(list(_groups(q))):
-        keys = slice(rows.start + before, rows.stop + before)
-        a, b, w = (_chunk(x, chunks) for x in (feature(q[:, rows]), feature(k[:, keys]), v[:, keys].to(wide)))
-        up, low = _chunk(above[:, rows], chunks), _chunk(below[:, rows], chunks)
-        states = _running(state, (a.mT @ up).flip(1)).flip(1)
-        totals = _running(total, (a.mT @ low).flip(1)).flip(1)
-        seen = mask[: a.shape[2], : a.shape[2]]
-        inner = (up @ w.mT).add_(low).mul_(seen)
-        dk[:, keys] = (inner.mT @ a).add_(w @ states[:, 1:].mT).add_(totals[:, 1:].mT).flatten(1, 2)
-        weights = (a @ b.mT).mul_(seen)
-        dv[:, keys] = (weights.mT @ up).add_(b @ states[:, 1:]).flatten(1, 2)
-        state, total = states[:, 0], totals[:, 0]
-    dk[:, :before] = (v[:, :before].to(wide) @ state.mT).add_(total.mT)
-    dv[:, :before] = feature(k[:, :before]) @ state
-    return dk, dv
+def _gradients(inputs: list[Tensor], earlier: State, later: State, mask: Tensor) -> tuple[list[Tensor], State]:
+    """Gradients of the chunks of one group, and the state that earlier chunks see behind them.
+
+    dφ(q)_i = Σ_{j≤i} (above_i·v_j + below_i) φ(k_j); dφ(k)_j and dv_j are such sums over i ≥ j.
+    """
+    a, b, w, above, below = inputs
+    seen = mask[: a.shape[2], : a.shape[2]]
+    states, totals = _running(earlier[0], b.mT @ w), _running(earlier[1], b.sum(2).unsqueeze(-1))
+    inner = (above @ w.mT).add_(below).mul_(seen)
+    dq = (inner @ b).add_(above @ states[:, :-1].mT).addcmul_(below, totals[:, :-1].mT).mul_(feature_slope(a))
+    states, totals = _running_back(later[0], a.mT @ above), _running_back(later[1], (a * below).sum(2).unsqueeze(-1))
+    dk = (inner.mT @ a).add_(w @ states[:, 1:].mT).add_(totals[:, 1:].mT).mul_(feature_slope(b))
+    weights = (a @ b.mT).mul_(seen)
+    dv = (weights.mT @ above).add_(b @ states[:, 1:])
+    return [dq, dk, dv], (states[:, 0], totals[:, 0])
 
 
 def _sums(b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,8 +108,19 @@ def _sums(b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running(first: Tensor, steps: Tensor) -> Tensor:
-    """Running sums over the chunks, `first` before them."""
-    return torch.cat((first.unsqueeze(1), steps), 1).cumsum_(1)
+    """Running sums over the chunks, `first` before them; a cumsum would take six times as long."""
+    states = torch.cat((first.unsqueeze(1), steps), 1)
+    for chunk in range(steps.shape[1]):
+        states[:, chunk + 1] += states[:, chunk]
+    return states
+
+
+def _running_back(last: Tensor, steps: Tensor) -> Tensor:
+    """The same from the last chunk to the first, `last` behind them."""
+    states = torch.cat((steps, last.unsqueeze(1)), 1)
+    for chunk in reversed(range(steps.shape[1])):
+        states[:, chunk] += states[:, chunk + 1]
+    return states
 
 
 def _chunk(x: Tensor, chunks: int) -> Tensor:
@@ -158,24 +160,30 @@ class _Whole(torch.autograd.Function):
         wide = normaliser.dtype
         above = grad.to(wide) / normaliser
         below = -(above * out.to(wide)).sum(-1, keepdim=True)
-        dq = (above @ state.mT).add_(below * total.mT).mul_(feature_slope(q))
         a = feature(q)
+        dq = (above @ state.mT).add_(below * total.mT).mul_(feature_slope(a))
         state, total = a.mT @ above, a.mT @ below
-        dk = (v.to(wide) @ state.mT).add_(total.mT).mul_(feature_slope(k))
-        dv = feature(k) @ state
+        b = feature(k)
+        dk = (v.to(wide) @ state.mT).add_(total.mT).mul_(feature_slope(b))
+        dv = b @ state
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def workspace_bytes(problem: Problem) -> int:
-    """Causal: a group of chunks; otherwise the features. In training the wide gradients besides."""
+    """Causal: a group of chunks, in training with the states before each; otherwise the features and wide gradients."""
     wide = max(4, problem.element_bytes)
     heads = problem.batch * problem.heads
     query, key = (heads * n * problem.head_dim * wide for n in (problem.tokens, problem.kv_tokens))
     repeated = 2 * key if problem.group > 1 else 0
     held = heads * problem.tokens * wide + 3 * heads * problem.head_dim**2 * wide
     group = min(chunks_at_once(heads, problem.head_dim), max(1, problem.tokens // CHUNK)) * heads * CHUNK * wide
+    if problem.mode == "training" and problem.causal:
+        groups = problem.tokens // (CHUNK * chunks_at_once(heads, problem.head_dim)) + 2
+        before = 4 * max(0, problem.offset) * heads * problem.head_dim * wide
+        states = groups * heads * problem.head_dim * (problem.head_dim + 1) * wide
+        return before + 2 * repeated + held + states + 16 * group * max(problem.head_dim, CHUNK) + SCRATCH_BYTES
     if problem.mode == "training":
-        return 3 * query + 4 * key + repeated + held + 8 * group * max(problem.head_dim, CHUNK) + SCRATCH_BYTES
+        return 3 * query + 4 * key + repeated + held + SCRATCH_BYTES
     if not problem.causal:
         return max(query, key) + query // 2 + repeated + held + SCRATCH_BYTES
     before = max(0, problem.offset) * heads * problem.head_dim * wide

@@ -14,18 +14,18 @@ from variants.tiles import (
     Band,
     accumulator,
     attend,
-    attend_gradients,
     expand_to,
     flatten_heads,
+    fused_gradients,
     head_groups,
     heads_at_once,
     hidden_bias,
-    row_delta,
 )
 from variants.variant import Attention, variant
 
-BACKWARD_ROWS = 128
+BACKWARD_ROWS = 64
 EDGE_ROWS = 256
+ALIGNED = 16  # keys: products of odd lengths cost more than the hidden pairs that even them out
 
 
 def tile_rows(window: int) -> int:
@@ -39,8 +39,8 @@ def plan(problem: Problem, window: int, rows: int, tiles_at_once: int) -> list[B
     An inner tile's span of keys lies wholly within the keys; there are few edges, so that fewer calls
     outweigh their hidden pairs.
     """
-    before, after = reach(window, problem.causal)
-    first = max(0, -problem.offset - after)
+    first = max(0, -problem.offset - reach(window, problem.causal)[1])
+    before, after = span(window, problem.causal)
     stop = problem.tokens if problem.kv_tokens else 0
     inner = max(first, before - problem.offset)
     inner_stop = min(stop, problem.kv_tokens - problem.offset - after)
@@ -48,19 +48,27 @@ def plan(problem: Problem, window: int, rows: int, tiles_at_once: int) -> list[B
     if tiles == 0:
         inner = inner_stop = stop
     bands = [
-        _band(problem, before, after, start, min(max(rows, EDGE_ROWS), end - start), 1)
+        _band(problem, window, start, min(max(rows, EDGE_ROWS), end - start), 1)
         for begin, end in ((first, inner), (inner + tiles * rows, stop))
         for start in range(begin, end, max(rows, EDGE_ROWS))
     ]
     if tiles:
-        bands += _band(problem, before, after, inner, rows, tiles).parts(tiles_at_once)
+        bands += _band(problem, window, inner, rows, tiles).parts(tiles_at_once)
     return bands
 
 
-def _band(problem: Problem, before: int, after: int, start: int, rows: int, tiles: int) -> Band:
+def span(window: int, causal: bool) -> tuple[int, int]:
+    """How many keys a tile holds before its first row and after its last."""
+    before, after = (-(-keys // ALIGNED) * ALIGNED for keys in reach(window, causal))
+    return before, after
+
+
+def _band(problem: Problem, window: int, start: int, rows: int, tiles: int) -> Band:
+    before, after = span(window, problem.causal)
     position = start + problem.offset
     first = max(0, position - before)
     last = min(problem.kv_tokens, position + rows + after)
+    before, after = reach(window, problem.causal)
     row = torch.arange(rows, device=problem.device)[:, None] + position
     key = torch.arange(first, last, device=problem.device)[None, :]
     bias = hidden_bias((key < row - before) | (key > row + after), TORCH_DTYPES[problem.dtype])
@@ -105,16 +113,15 @@ class _Window(torch.autograd.Function):
         for rows, kv in head_groups(q, k):
             hq, hg, hl = fq[rows], fg[rows], flse[rows]
             hk, hv = expand_to(fk[kv], hq), expand_to(fv[kv], hq)
-            delta = row_delta(hg, fo[rows])
             for band in ctx.back:  # type: ignore[attr-defined]  # set in forward
-                tq, tk, tv = attend_gradients(
+                tq, tk, tv = fused_gradients(
                     band.query_tiles(hq),
                     band.key_tiles(hk),
                     band.key_tiles(hv),
                     band.bias,
                     band.query_tiles(hg),
                     band.query_tiles(hl).squeeze(-1),
-                    band.query_tiles(delta.unsqueeze(-1)).squeeze(-1),
+                    band.query_tiles(fo[rows]),
                 )
                 band.query_tiles(fdq[rows]).copy_(tq)
                 if tk.shape[0] != fdk[kv].shape[0]:  # grouped queries share their keys
@@ -131,13 +138,17 @@ def covers(bands: list[Band], tokens: int) -> bool:
 
 def backward_span(problem: Problem, window: int) -> int:
     """Keys of one backward tile."""
-    before, after = reach(window, problem.causal)
-    return min(problem.kv_tokens, before + after + BACKWARD_ROWS)
+    return min(problem.kv_tokens, sum(span(window, problem.causal)) + BACKWARD_ROWS)
 
 
 def backward_tiles(problem: Problem, window: int) -> int:
     """How many backward tiles of one head are taken together: as many as fit the cache."""
     return max(1, CACHE_ELEMENTS // (BACKWARD_ROWS * max(1, backward_span(problem, window))))
+
+
+def fused_tiles(problem: Problem, window: int) -> int:
+    """The same with the fused kernel, which holds no scores: more tiles, fewer calls. The half types do without it."""
+    return backward_tiles(problem, window) * (4 if problem.element_bytes > 2 else 1)
 
 
 def workspace_bytes(problem: Problem, *, window: int) -> int:
@@ -147,9 +158,9 @@ def workspace_bytes(problem: Problem, *, window: int) -> int:
     forward = heads * problem.tokens * (problem.head_dim + 1) * wide
     if problem.mode != "training":
         return forward + SCRATCH_BYTES
-    span = backward_span(problem, window)
-    rows = min(problem.tokens, BACKWARD_ROWS * backward_tiles(problem, window))
-    tile = rows * (2 * span + 4 * problem.head_dim) + (rows // BACKWARD_ROWS + 1) * 4 * span * problem.head_dim
+    keys = backward_span(problem, window)
+    rows = min(problem.tokens, BACKWARD_ROWS * fused_tiles(problem, window))
+    tile = rows * (2 * keys + 4 * problem.head_dim) + (rows // BACKWARD_ROWS + 1) * 4 * keys * problem.head_dim
     kept = wide * problem.batch * problem.heads * problem.tokens
     widened = problem.input_output_bytes // 2 * wide // problem.element_bytes if problem.element_bytes < wide else 0
     return kept + widened + max(forward, heads * tile * wide) + SCRATCH_BYTES
@@ -157,9 +168,8 @@ def workspace_bytes(problem: Problem, *, window: int) -> int:
 
 def executed_flops(problem: Problem, *, window: int) -> int:
     """Every pair of every tile, the hidden ones included."""
-    before, after = reach(window, problem.causal)
-    span = min(problem.kv_tokens, before + after + tile_rows(window))
-    forward = 4 * problem.batch * problem.heads * problem.head_dim * problem.tokens * span
+    keys = min(problem.kv_tokens, sum(span(window, problem.causal)) + tile_rows(window))
+    forward = 4 * problem.batch * problem.heads * problem.head_dim * problem.tokens * keys
     if problem.mode != "training":
         return forward
     pairs = problem.tokens * backward_span(problem, window)
@@ -178,7 +188,7 @@ def build(problem: Problem, *, window: int) -> Attention:
     """The tiles and their masks are laid out here, outside the clock."""
     forth = plan(problem, window, tile_rows(window), tiles_at_once=problem.tokens)
     training = problem.mode == "training"
-    back = plan(problem, window, BACKWARD_ROWS, backward_tiles(problem, window)) if training else None
+    back = plan(problem, window, BACKWARD_ROWS, fused_tiles(problem, window)) if training else None
 
     def run(
         q: Float[Tensor, "batch heads tokens head_dim"],

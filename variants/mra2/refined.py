@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.mra2 import ENCODERS_ONLY, refined_blocks
-from variants.picked_blocks import Blocks, chunks, filling_bias, gathered, pick
+from variants.picked_blocks import Blocks, chunks, filling_bias, gathered, pick, places
 from variants.problem import Problem
 from variants.tiles import (
     CACHE_ELEMENTS,
@@ -94,8 +94,10 @@ def _merged(
     q, k, v = tiles
     out = coarse.to(q.dtype).unsqueeze(2).repeat(1, 1, q.shape[2], 1)
     lse = coarse_lse.unsqueeze(2).repeat(1, 1, q.shape[2], 1)
+    every = k.flatten(0, 1), v.flatten(0, 1)
     for own, row, columns in chunks(exact, k.shape[2] * q.shape[3]):
-        chosen_k, chosen_v = (gathered(x, own, columns) for x in (k, v))
+        place = places(own, columns, k)
+        chosen_k, chosen_v = (gathered(x, place) for x in every)
         tile, line = attend(q[own, row].unsqueeze(0), chosen_k, chosen_v, filling_bias(columns, keys, lse.dtype))
         line, behind = line[0].unsqueeze(-1), lse[own, row]
         joint = torch.logaddexp(line, behind)
@@ -135,9 +137,10 @@ def _add_refined_gradients(
     tiles = [axis.split(x) for axis, x in zip((axes[0], axes[1], axes[1]), inputs, strict=True)]
     totals = [torch.zeros(x.shape, dtype=slopes[1].dtype, device=x.device) for x in tiles]
     q, k, v = tiles
-    flat = totals[1].flatten(0, 1), totals[2].flatten(0, 1)
+    every, flat = (k.flatten(0, 1), v.flatten(0, 1)), (totals[1].flatten(0, 1), totals[2].flatten(0, 1))
     for own, row, columns in chunks(exact, k.shape[2] * (4 * q.shape[3] + 2 * q.shape[2])):
-        chosen_k, chosen_v = (gathered(x, own, columns)[0] for x in (k, v))
+        place = places(own, columns, k)
+        chosen_k, chosen_v = (gathered(x, place)[0] for x in every)
         bias = filling_bias(columns, axes[1], slopes[1].dtype)
         grad, lse, delta = (x[own, row] for x in slopes)
         tq, *parts = attend_gradients(
@@ -150,7 +153,6 @@ def _add_refined_gradients(
             delta.squeeze(-1),
         )
         totals[0][own, row] = tq
-        place = columns + (own.unsqueeze(1) * k.shape[1] if k.shape[0] > 1 else 0)
         for total, part in zip(flat, parts, strict=True):
             total.index_add_(0, place.flatten(), part.unflatten(1, (columns.shape[1], -1)).flatten(0, 1))
     for gradient, total in zip(grads, totals, strict=True):

@@ -8,11 +8,13 @@ from variants.problem import Problem
 from variants.scan import (
     CHUNK,
     SELF_CAUSAL,
+    Gradients,
     carry,
     carry_bytes,
     chunk_groups,
     decay_tiles,
     decayed_chunks,
+    decayed_gradients,
     repeated_rows,
     split_chunks,
 )
@@ -46,6 +48,15 @@ def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, size
     return decayed_chunks(state, q, k * size, v, decay_tiles(split_chunks(log_decay), state.dtype))
 
 
+def adjoint(
+    slopes: tuple[Tensor, Tensor], state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, size: Tensor
+) -> Gradients:
+    """Their gradients."""
+    tiles = decay_tiles(split_chunks(log_decay), state.dtype)
+    dq, dk, dv, before = decayed_gradients(slopes, state, q, k * size, v, tiles)
+    return dq, dk * size, dv, before
+
+
 @variant(
     "ssd/chunked",
     summary="chunks by masked products, the decaying state between them",
@@ -68,6 +79,6 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
         v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return carry(step, taken, *repeated_rows(problem, q, k, v), (log_decay, sizes)).view(q.shape)
+        return carry(step, taken, *repeated_rows(problem, q, k, v), (log_decay, sizes), adjoint=adjoint).view(q.shape)
 
     return run
