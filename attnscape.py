@@ -901,7 +901,7 @@ def validate_choice(
 
     \b
     Example:
-      attnscape validate-choice --results docs/measured
+      attnscape validate-choice --results reports/measured/cpu-b045d22a8f
     """  # noqa: D301  # \b keeps the example's line breaks
     import msgspec
 
@@ -1078,7 +1078,7 @@ def _worked_example(folder: Path) -> str:
     import contextlib
     import io
 
-    command = "choose --results docs/measured --tokens 3000 --causal --max-ms 40 --max-error 0.5"
+    command = "choose --on EPYC --tokens 3000 --causal --max-ms 40 --max-error 0.5"
     answer = io.StringIO()
     with contextlib.redirect_stdout(answer), contextlib.chdir(folder):
         main(command.split())
