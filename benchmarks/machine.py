@@ -155,12 +155,14 @@ def _matmul_ceiling(dtype: torch.dtype, device: str, cuda: bool) -> float:
         def multiply(a: torch.Tensor = a) -> torch.Tensor:
             return torch.mm(a, a)
 
-        seconds = _fastest(multiply, device)
-        slow = 64 * seconds > CEILING_SECONDS
-        if not cuda and not slow and threads > 1:
-            torch.set_num_threads(1)
-            seconds = min(seconds, _fastest(multiply, device) / threads)
-            torch.set_num_threads(threads)
+        # One thread first: on a busy machine several may wait for one another, and seem slow for that alone.
+        torch.set_num_threads(1)
+        alone = _fastest(multiply, device)
+        torch.set_num_threads(threads)
+        slow = not cuda and 64 * alone > CEILING_SECONDS
+        seconds = alone if cuda else alone / threads
+        if not cuda and threads > 1 and not slow:
+            seconds = min(seconds, _fastest(multiply, device))
         best = max(best, 2 * size**3 / seconds)
         if slow:
             break
