@@ -626,7 +626,8 @@ def compact(
     Example:
       attnscape compact --results results
     """  # noqa: D301  # \b keeps the example's line breaks
-    from benchmarks.store import Store, StoreError, read_folder
+    from benchmarks.append_log import StoreError
+    from benchmarks.store import Store, read_folder
 
     with refusing(StoreError):
         read_folder(results)  # refuses a folder without results before a lock is made in it
@@ -646,7 +647,8 @@ def merge(
     Example:
       attnscape merge results/shard-* --out results
     """  # noqa: D301  # \b keeps the example's line breaks
-    from benchmarks.store import StoreError, merge_folders
+    from benchmarks.append_log import StoreError
+    from benchmarks.store import merge_folders
 
     with refusing(StoreError):
         came, known = merge_folders(folders, out)
@@ -787,7 +789,7 @@ def gpu(
         found = read(out).of_machine(done[0][1].machine["key"])
     reached = goals(found.rows)
     rows = decoded([row for _, outcome in done for row in outcome.rows])
-    failed = [row for row in found.rows if row.status not in ("ok", "unsupported")]
+    failed = [row for row in found.rows if row.status in ("wrong", "error")]  # what did not fit or end is no fault
     if as_json:
         print(msgspec.json.encode({"goals": reached, "measured": len(rows), "failed": len(failed)}).decode())
     else:
@@ -1101,12 +1103,12 @@ def _command_helps() -> dict[str, str]:
 @contextmanager
 def _refusing_requests() -> Iterator[None]:
     """Turn what can be wrong with a request into `BadInput`."""
+    from benchmarks.append_log import StoreError
     from benchmarks.campaign import InvalidRequest
     from benchmarks.executor import ExecutorError
     from benchmarks.lengths import InvalidLengths
     from benchmarks.recorded import InvalidCapture
     from benchmarks.shard import InvalidShard
-    from benchmarks.store import StoreError
     from variants import InvalidProblem
     from variants.catalogue import UnknownVariant
     from variants.definition import InvalidParameter

@@ -12,8 +12,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.append_log import StoreError
 from benchmarks.measurement import SCHEMA, Case, Measurement
-from benchmarks.store import StoreError
 
 _SCALARS: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 CASE_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(Case))

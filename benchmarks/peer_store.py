@@ -1,19 +1,16 @@
 """What is kept of each comparison with a peer: one JSON line, on the disk before the next one begins."""
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
+from benchmarks.append_log import AppendLog, StoreError, whole_bytes
 from benchmarks.measurement import Case
-from benchmarks.store import StoreError
 
 SCHEMA: Final = 1
 LOG: Final = "peers.jsonl"
@@ -92,7 +89,7 @@ def key_of(case: Case, peer: str, version: str, machine: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-class PeerStore:
+class PeerStore(AppendLog[PeerRow]):
     """The comparisons in a folder; a context manager that holds the folder's lock.
 
     Raises `StoreError` where the folder cannot be written, another run holds it, or it holds something else. A last
@@ -101,57 +98,13 @@ class PeerStore:
 
     def __init__(self, folder: Path) -> None:
         """Nothing is touched before the context is entered."""
-        self.folder, self.path = folder, folder / LOG
-        self._file: FileIO | None = None
+        super().__init__(folder, LOG, ".peers.lock")
 
-    def __enter__(self) -> Self:
-        """Lock the folder and read what is there."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".peers.lock").open("w")
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.rows = read_rows(self.folder)
-            self._file = self.path.open("ab", buffering=0)
-            self._file.truncate(_whole_bytes(self.path.read_bytes()))
-            self._file.seek(0, os.SEEK_END)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise StoreError(f"another run is writing to {self.folder}; wait for it or choose another --out") from error
-        except StoreError:
-            self._lock.close()
-            raise
-        except OSError as error:
-            self._lock.close()
-            raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file and let go of the folder."""
-        if self._file is not None:
-            self._file.close()
-        self._lock.close()
-
-    def append(self, row: PeerRow) -> None:
-        """Write one line, flushed to the disk; raises `StoreError` where the disk does not take it."""
-        assert self._file is not None
-        start = self._file.tell()
-        left = msgspec.json.encode(row) + b"\n"
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(start)
-            self._file.seek(start)
-            raise StoreError(
-                f"cannot write to {self.path}: {error.strerror}; what was measured before is kept"
-            ) from error
-        self.rows.append(row)
+    def _repaired(self) -> list[PeerRow]:
+        rows = read_rows(self.folder)
+        if self.path.exists():
+            os.truncate(self.path, whole_bytes(self.path.read_bytes()))
+        return rows
 
 
 def read_rows(folder: Path) -> list[PeerRow]:
@@ -161,7 +114,7 @@ def read_rows(folder: Path) -> list[PeerRow]:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    lines = content[: _whole_bytes(content)].splitlines()
+    lines = content[: whole_bytes(content)].splitlines()
     return [_decode(path, line, number) for number, line in enumerate(lines, 1)]
 
 
@@ -178,10 +131,6 @@ def latest(rows: Iterable[PeerRow]) -> list[PeerRow]:
 def facts_of(machine: dict[str, Any]) -> dict[str, str]:
     """What of a machine's description a reader of the figures wants to know."""
     return {name: str(machine[name]) for name in MACHINE_FACTS if machine.get(name) is not None}
-
-
-def _whole_bytes(content: bytes) -> int:
-    return content.rfind(b"\n") + 1
 
 
 def _decode(path: Path, line: bytes, number: int) -> PeerRow:

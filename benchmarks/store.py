@@ -3,18 +3,16 @@
 Older lines may have been folded into a Parquet file beside it; a reader reads both.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
+from benchmarks.append_log import AppendLog, StoreError, whole_bytes
 from benchmarks.measurement import SCHEMA, Measurement
 
 LOG: Final = "measurements.jsonl"
@@ -29,11 +27,7 @@ class _Schema(msgspec.Struct):
     schema: int
 
 
-class StoreError(ValueError):
-    """A folder that cannot be written, or holds what this program must not touch."""
-
-
-class Store:
+class Store(AppendLog[Measurement]):
     """The results in a folder; a context manager that holds the folder's lock.
 
     Raises `StoreError` where the folder is not writable, another runner holds it, or its
@@ -42,67 +36,12 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         """Nothing is touched before the context is entered."""
-        self.folder = folder
-        self.path = folder / LOG
+        super().__init__(folder, LOG, ".lock")
         self.compacted = folder / COMPACTED
-        self._file: FileIO | None = None
-
-    def __enter__(self) -> Self:
-        """Lock the folder and read what is there."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise StoreError(f"another run is writing to {self.folder}; wait for it or choose another --out") from error
-        try:
-            self.rows = self._repaired()
-            # Unbuffered: what a full disk did not take must not come back at the next flush.
-            self._file = self.path.open("ab", buffering=0)
-        except StoreError:
-            self._lock.close()
-            raise
-        except OSError as error:
-            self._lock.close()
-            raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file and let go of the folder."""
-        if self._file is not None:
-            self._file.close()
-        self._lock.close()
 
     def done(self, code: str) -> set[str]:
         """Keys of what this very code has measured, failures included."""
         return keys_of(self.rows, code)
-
-    def append(self, row: Measurement) -> None:
-        """Write one line, flushed to the disk; raises `StoreError` where the disk does not take it."""
-        self.extend([row])
-
-    def extend(self, rows: Sequence[Measurement]) -> None:
-        """Write several lines, all or none; raises `StoreError`."""
-        assert self._file is not None
-        start = self._file.tell()
-        left = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(start)
-            self._file.seek(start)
-            raise StoreError(
-                f"cannot write to {self.path}: {error.strerror}; what was measured before is kept"
-            ) from error
-        self.rows += rows
 
     def write_machine(self, description: dict[str, Any]) -> None:
         """Keep the machine's description beside its measurements, replaced as a whole; raises `StoreError`.
@@ -218,7 +157,7 @@ def _read(folder: Path) -> tuple[list[Measurement], int | None]:
     """
     path, compacted = folder / LOG, folder / COMPACTED
     content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
+    whole = content[: whole_bytes(content)]
     logged = [_decode(path, line, number) for number, line in enumerate(whole.splitlines(), 1)]
     if not compacted.exists():
         return logged, None if whole == content else len(whole)

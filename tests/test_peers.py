@@ -15,13 +15,13 @@ from packaging.utils import canonicalize_name
 
 import attnscape
 from benchmarks.accuracy import measure_errors
+from benchmarks.append_log import StoreError
 from benchmarks.inputs import make_inputs
 from benchmarks.peer_comparison import PeerRequest, case_of, compare_peers, requested
 from benchmarks.peer_declaration import InvalidPeers, Peer, declared_peers, query_sizes, score_matrices
 from benchmarks.peer_parts import Held, Parts
 from benchmarks.peer_probe import built, listening, swapped
 from benchmarks.peer_store import LOG, PeerRow, PeerStore, latest, read_rows
-from benchmarks.store import StoreError
 from benchmarks.sweep import Settings
 from reports.peer_table import MARK, PeerTableError, check_markdown, markdown_table, peer_blocks
 from reports.text_table import Table

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import compaction
+from benchmarks.append_log import StoreError
 from benchmarks.measurement import SCHEMA, Case, Measurement
-from benchmarks.store import Store, StoreError, merge_folders, read_folder
+from benchmarks.store import Store, merge_folders, read_folder
 from variants import Problem
 
 ROOT = Path(__file__).parent.parent
