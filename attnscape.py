@@ -462,6 +462,9 @@ def run(
         float | None, typer.Option(help="Begin no case after so many seconds; the same command goes on with them.")
     ] = None,
     skip_compiled: SkipCompiledOption = False,
+    processes: Annotated[
+        int, typer.Option(help="Processes in which each case is timed, in turn; 8 let `compare` tell small changes.")
+    ] = 1,
     energy: Annotated[
         bool, typer.Option("--energy", help="Also the energy of a call, some 20 s for each timed case.")
     ] = False,
@@ -514,7 +517,7 @@ def run(
             _print_plan(request, as_json)
             return
         stop = float("inf") if stop_after is None else stop_after
-        _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1)
+        _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1, processes=processes)
         if not stop > 0:
             raise BadInput(f"--stop-after must be positive, not {stop:g}")
         how = Settings(
@@ -524,6 +527,7 @@ def run(
             baseline_causal=baseline_causal,
             energy=energy,
             stop_after_seconds=stop,
+            processes=processes,
         )
         with progress_of("measured") as progress:
             outcome = run_campaign(

@@ -55,7 +55,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     """One row: a case, and either its figures (status `ok`) or the reason why there are none.
 
     Seconds are wall time per call unless a name says otherwise; bytes are bytes; errors are
-    relative Frobenius errors; ratios are this variant over the baseline, paired by round;
+    relative Frobenius errors; ratios are this variant over the baseline, paired by round, and one by one for
+    each process that the case was timed in;
     descriptors are of the inputs, as `benchmarks.descriptors` names them. On CUDA `seconds` is the
     device's time with a flushed L2, `hot_seconds` that of a replayed graph, `latency_seconds` what
     the host waits. Energy is of one call, net of what the device draws idle; its spread is over trials.
@@ -102,6 +103,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     cpu_ratio_high: float | None = None
     twin_ratio: float | None = None
     twin_cpu_ratio: float | None = None
+    process_ratios: list[float] = []
+    process_cpu_ratios: list[float] = []
 
     input_output_bytes: int | None = None
     predicted_bytes: int | None = None

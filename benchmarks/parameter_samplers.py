@@ -12,7 +12,7 @@ from benchmarks.campaign import InvalidRequest
 from benchmarks.parameter_space import Space
 
 EXTRA: Final = "pip install 'attnscape[tune]'"
-NEEDS: Final = {"gp": ("optuna", "scipy"), "tpe": ("optuna",), "pso": ("nevergrad",), "random": (), "exhaustive": ()}
+NEEDS: Final = {"gp": ("optuna",), "tpe": ("optuna",), "pso": ("nevergrad",), "random": (), "exhaustive": ()}
 SAMPLERS: Final = ("auto", "gp", "tpe", "pso", "random", "exhaustive")
 STARTUP: Final = 10
 PARTICLES: Final = 10

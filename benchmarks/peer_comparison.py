@@ -16,7 +16,8 @@ from benchmarks.measurement import Case
 from benchmarks.peer_declaration import FOLDER, InvalidPeers, Peer, declared_peers, select_peers
 from benchmarks.peer_store import PeerRow, PeerStore, facts_of, key_of, latest, read_rows
 from benchmarks.provenance import Provenance, read_provenance
-from benchmarks.sweep import MEMORY_SHARE, ROUNDS, Entry, Settings, Sweep, paired, predicted_process_bytes, settled
+from benchmarks.session_times import ROUNDS, Entry, paired, settled
+from benchmarks.sweep import MEMORY_SHARE, Settings, Sweep, predicted_process_bytes
 from benchmarks.workers import Fault, Workers
 from variants import Problem
 from variants.catalogue import BASELINE, load, names

@@ -5,32 +5,31 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.intervals import median_interval, paired_ratio
 from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
-from benchmarks.nvml import joined
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.references import References
+from benchmarks.session_times import ROUNDS, Entry, add_ceiling, add_times, settled
 from benchmarks.workers import Fault, Worker, Workers
 from variants.catalogue import BASELINE, load
 
-ROUNDS = 20
 FEWEST_ROUNDS = 3
-INTERVAL_WIDTH = 0.02
-TWIN_WITHIN = 0.01
 MEMORY_SHARE = 0.8
 WORKER_BYTES = 300 * 2**20
-CPU_RATIO = ("cpu_ratio", "cpu_ratio_low", "cpu_ratio_high", "twin_cpu_ratio")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a sweep measures; `seconds` is shared out over its sessions, after `stop_after_seconds` none is begun."""
+    """How a sweep measures; `seconds` is shared out over its sessions, after `stop_after_seconds` none is begun.
+
+    Each case is timed in as many processes, one after the other: what differs from one to the next, such as where
+    its memory lies, then shows in the row, and `reports.comparison` reckons with it.
+    """
 
     seconds: float
     threads: int
@@ -39,31 +38,7 @@ class Settings:
     baseline_causal: bool | None = None
     stop_after_seconds: float = math.inf
     energy: bool = False
-
-
-@dataclass(slots=True)
-class Entry:
-    """One case in a session: its worker while it lives, its figures, its samples by round."""
-
-    case: Case
-    worker: Worker | None = None
-    figures: dict[str, Any] = field(default_factory=dict)
-    status: str = "ok"
-    reason: str = ""
-    samples: dict[int, Any] = field(default_factory=dict)
-    states: list[dict[str, float | str]] = field(default_factory=list)
-
-    def fail(self, status: str, reason: str) -> None:
-        """No figure survives a failure; the worker does not either."""
-        self.status, self.reason, self.figures = status, reason, {}
-        self.samples.clear()
-        if self.worker is not None:
-            self.worker.end()
-            self.worker = None
-
-    def walls(self) -> dict[int, float]:
-        """Wall seconds by round."""
-        return {number: sample.wall_seconds for number, sample in self.samples.items()}
+    processes: int = 1
 
 
 Report = Callable[[Measurement], None]
@@ -237,19 +212,45 @@ class Sweep:
         return self._row(Entry(case, status=status, reason=reason))
 
     def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
-        """Rounds in random order until every ratio is settled or the time is up."""
+        """Rounds in random order until every ratio is settled or the time is up, shared out over the processes."""
         self.references.pause()
-        number = 0
+        begin, count, number = time.monotonic(), self.settings.processes, 0
+        for process in range(count):
+            if process:
+                self._renew([baseline, twin, *entries])
+            for entry in (baseline, twin, *entries):
+                entry.first_rounds.append(number)
+            until = begin + (deadline - begin) * (process + 1) / count
+            number = self._rounds_of_process(baseline, twin, entries, number, until)
+
+    def _rounds_of_process(
+        self, baseline: Entry, twin: Entry, entries: list[Entry], number: int, deadline: float
+    ) -> int:
+        """The number of the round after the last one."""
+        fewest, enough = (number + math.ceil(rounds / self.settings.processes) for rounds in (FEWEST_ROUNDS, ROUNDS))
         while any(entry.worker is not None for entry in entries):
             order = [entry for entry in (baseline, twin, *entries) if entry.worker is not None]
             self.random.shuffle(order)
             for entry in order:
                 self._sample(entry, number)
             number += 1
-            if number >= FEWEST_ROUNDS and time.monotonic() > deadline:
-                return
-            if number >= ROUNDS and all(settled(entry, baseline, twin) for entry in entries if entry.worker):
-                return
+            if number >= fewest and time.monotonic() > deadline:
+                break
+            if number >= enough and all(settled(entry, baseline, twin) for entry in entries if entry.worker):
+                break
+        return number
+
+    def _renew(self, entries: list[Entry]) -> None:
+        """A fresh process for each case that still has one; its correctness was proved by the first."""
+        for entry in entries:
+            if entry.worker is None:
+                continue
+            entry.worker.end()
+            entry.worker = self.workers.start()
+            arguments = (entry.case, self.settings.threads, entry.figures["calls_per_sample"])
+            answer = self._ask(entry, "renew", arguments)
+            if answer is not None:
+                self.measured_seconds += answer["call_seconds"]
 
     def _sample(self, entry: Entry, number: int) -> None:
         answer = self._ask(entry, "sample", ())
@@ -330,74 +331,6 @@ def predicted_process_bytes(case: Case) -> int:
     if problem.device_type == "cuda":
         return own + check_bytes + 2 * WORKER_BYTES
     return max(own, problem.input_output_bytes + check_bytes) + WORKER_BYTES
-
-
-def settled(entry: Entry, baseline: Entry, twin: Entry) -> bool:
-    """Whether the interval of the paired ratio is narrow and the A/A twin agrees."""
-    if not entry.samples:
-        return False
-    if not comparable(entry, baseline, twin):
-        middle, low, high = median_interval(list(entry.walls().values()))
-        return (high - low) / middle < INTERVAL_WIDTH
-    ratio, low, high = paired(entry, baseline)
-    twin_ratio, _, _ = paired(twin, baseline)
-    return (high - low) / ratio < INTERVAL_WIDTH and abs(twin_ratio - 1) <= TWIN_WITHIN
-
-
-def comparable(entry: Entry, baseline: Entry, twin: Entry) -> bool:
-    """Whether both share a round with the baseline: a brake may have cost either any of its samples."""
-    return all(one.samples.keys() & baseline.samples.keys() for one in (entry, twin))
-
-
-def paired(entry: Entry, baseline: Entry) -> tuple[float, float, float]:
-    """The ratio of wall times over the rounds that both have."""
-    return _paired(entry.walls(), baseline.walls())
-
-
-def _paired(own: dict[int, float], other: dict[int, float]) -> tuple[float, float, float]:
-    common = sorted(own.keys() & other.keys())
-    return paired_ratio([own[number] for number in common], [other[number] for number in common])
-
-
-def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entry | None) -> None:
-    """Medians, intervals, paired ratios and the samples themselves."""
-    samples = [entry.samples[number] for number in sorted(entry.samples)]
-    row.wall_samples = [sample.wall_seconds for sample in samples]
-    row.cpu_samples = [sample.cpu_seconds for sample in samples]
-    row.involuntary_switches = [sample.involuntary_switches for sample in samples]
-    row.minor_faults = [sample.minor_faults for sample in samples]
-    row.seconds, row.seconds_low, row.seconds_high = median_interval(row.wall_samples)
-    row.cpu_seconds = median_interval(row.cpu_samples)[0]
-    latencies = [sample.latency_seconds for sample in samples if sample.latency_seconds is not None]
-    row.latency_seconds = median_interval(latencies)[0] if latencies else None
-    row.device_state = joined(entry.states)
-    busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
-    row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)
-    row.noisy = True
-    if baseline is not None and twin is not None and comparable(entry, baseline, twin):
-        row.baseline, row.baseline_causal = baseline.case.variant, baseline.case.causal
-        row.ratio, row.ratio_low, row.ratio_high = paired(entry, baseline)
-        own, other, again = ({n: s.cpu_seconds for n, s in e.samples.items()} for e in (entry, baseline, twin))
-        row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high = _paired(own, other)
-        row.twin_ratio, row.twin_cpu_ratio = paired(twin, baseline)[0], _paired(again, other)[0]
-        row.noisy = len(samples) < ROUNDS or not settled(entry, baseline, twin)
-
-
-def add_ceiling(row: Measurement, ceilings: dict[str, Any]) -> None:
-    """The least time that the machine's measured ceilings allow, and the refusal of what is faster.
-
-    Short problems live in the cache, so only arithmetic can refuse a figure.
-    """
-    assert row.useful_flops is not None and row.traffic_bytes is not None and row.seconds is not None
-    arithmetic = row.useful_flops / ceilings["matmul_flops"][row.case.dtype]
-    row.ceiling_seconds = max(arithmetic, row.traffic_bytes / ceilings["copy_bytes_per_second"])
-    row.ceiling_share = row.ceiling_seconds / row.seconds
-    if row.seconds < arithmetic / 1.5:
-        row.status = "error"
-        row.reason = f"a fault of the measurement: {row.seconds:.3g} s, but the arithmetic takes {arithmetic:.3g} s"
-        times = ("seconds", "seconds_low", "seconds_high", "cpu_seconds", "latency_seconds")
-        for name in (*times, "ratio", "ratio_low", "ratio_high", *CPU_RATIO, "twin_ratio"):
-            setattr(row, name, None)
 
 
 def plan_cases(

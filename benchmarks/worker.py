@@ -166,10 +166,7 @@ class Bench:
             return figures | {"call_seconds": self.call_seconds}
         torch.set_num_threads(threads)
         seconds = self._warm_up(problem, first_seconds)
-        if problem.device_type == "cuda":
-            self.cuda = CudaClock(problem.device)
-            self.uuid = f"GPU-{torch.cuda.get_device_properties(problem.device).uuid}"
-        self.calls, self.refill = calls_for(seconds), seconds <= REFILL_UP_TO_SECONDS
+        self._set_clock(problem, calls_for(seconds), seconds)
         hot = hot_figures(self.cuda, self.call) if self.cuda else {}
         peak_bytes, _, operators = self._bytes(self._counted_call, problem)
         # The output, and in training the gradients, are allocated in the call but are no extra.
@@ -185,6 +182,21 @@ class Bench:
             "call_seconds": self.call_seconds,
         }
         return figures | hot
+
+    def renew(self, case: Case, threads: int, calls: int) -> dict[str, Any]:
+        """Be ready to sample a case that another process has proved; `calls` in a sample, as there."""
+        problem, variant = case.problem(), load(case.variant)
+        torch.set_num_threads(threads)
+        run = variant.build(problem, **variant.definition.resolve(case.parameters))
+        inputs = make_inputs(problem, case.inputs, case.seed)
+        _, self.call, self.ranged_call = self._calls(run, inputs, problem, variant.layout)
+        begin = time.perf_counter()
+        self.call()
+        if problem.device_type == "cuda":
+            torch.cuda.synchronize(problem.device)
+        self.call_seconds = first_seconds = time.perf_counter() - begin
+        self._set_clock(problem, calls, self._warm_up(problem, first_seconds))
+        return {"call_seconds": self.call_seconds}
 
     def prepare_peer(self, case: Case, threads: int, file: Path, name: str) -> dict[str, Any]:
         """Build another package's attention, look for its defects, and be ready to sample it as any case."""
@@ -318,6 +330,13 @@ class Bench:
             best, spent = min(best, seconds), spent + seconds
         self.call_seconds += spent - first_seconds
         return best
+
+    def _set_clock(self, problem: Problem, calls: int, seconds: float) -> None:
+        """What `sample` takes, for a call of so many seconds."""
+        if problem.device_type == "cuda":
+            self.cuda = CudaClock(problem.device)
+            self.uuid = f"GPU-{torch.cuda.get_device_properties(problem.device).uuid}"
+        self.calls, self.refill = calls, seconds <= REFILL_UP_TO_SECONDS
 
     def _counted_call(self) -> Any:
         """The call, its seconds added to those that calls took."""

@@ -1,19 +1,22 @@
 """Two sets of measurements, case by case: what became slower, larger, less accurate or stopped working.
 
 Times are compared as ratios to the baseline that was measured in the same rounds: the machine's
-load moves both alike. What remains is the spread of the rounds, which each ratio's interval
-tells, and the chance of the process, which the twin tells (the baseline measured a second time
-in a process of its own).
+load moves both alike. What remains is the spread of the rounds and the chance of the process, such
+as where its memory lies. Cases that were timed in several processes each (`attnscape run
+--processes 8`) tell both by themselves, and small changes can be told. Of cases that were timed in
+one, each ratio's interval tells the first, and the twin the second (the baseline measured once
+more in a process of its own).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, median
+from statistics import NormalDist, fmean, median, variance
 from typing import Final, Literal
 
 from reports.curve import labelled
 from reports.records import ResultsError, Row
+from reports.student import student_quantile
 
 Verdict = Literal["SLOW", "FAST", "SAME", "AMBIGUOUS", "LARGER", "SMALLER", "WORSE", "BETTER", "BROKEN", "FIXED"]
 
@@ -35,6 +38,12 @@ LEAST_NOISE: Final = 0.015
 """Of a log-ratio from process to process: the twins show the baseline's only, and other variants depend more on
 where their memory happens to lie (seen: 5 % between two runs of one process each, on a quiet machine)."""
 
+FEWEST_PROCESSES: Final = 4
+"""So many processes on both sides tell the noise of a case by themselves."""
+
+LEAST_PROCESS_NOISE: Final = 0.005
+"""Of a log-ratio in one of several processes: a few that agree by chance must not make a change of no size sure."""
+
 _NORMAL: Final = NormalDist()
 _HALF_WIDTHS: Final = 2 * 1.96
 _ROBUST_DEVIATION: Final = 1.4826
@@ -42,7 +51,10 @@ _ROBUST_DEVIATION: Final = 1.4826
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one set says of one case; ratio is the time over the baseline's, errors are relative."""
+    """What one set says of one case; ratio is the time over the baseline's, errors are relative.
+
+    `processes` are the same ratio in each process that the case was timed in.
+    """
 
     status: str
     reason: str = ""
@@ -52,6 +64,7 @@ class Reading:
     extra_bytes: float | None = None
     error: float | None = None
     baseline: str = ""
+    processes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +92,20 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Every case that both sides have, those that only one has, and the noise that was reckoned with."""
+    """Every case that both sides have, those that only one has, and the noise that was reckoned with.
+
+    `noise` is that from process to process, of cases that were timed in one; None where there are none.
+    `fewest_processes` is the smaller side's of the case that was timed in the fewest.
+    """
 
     first: str
     second: str
     lines: tuple[Line, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
-    noise: float
+    noise: float | None
     margin: float
+    fewest_processes: int
 
     def count(self, verdict: Verdict) -> int:
         """How many lines have that verdict."""
@@ -128,12 +146,17 @@ def _twin(row: Row) -> float | None:
 
 
 def _reading(row: Row) -> Reading:
-    ratios = (row.ratio, row.ratio_low, row.ratio_high)
+    ratios, processes = (row.ratio, row.ratio_low, row.ratio_high), row.process_ratios
     if _by_cpu(row):
-        ratios = (row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high)
-    error = row.implementation_error
+        ratios, processes = (row.cpu_ratio, row.cpu_ratio_low, row.cpu_ratio_high), row.process_cpu_ratios
     return Reading(
-        row.status, row.reason, *ratios, extra_bytes=row.extra_bytes, error=error, baseline=row.baseline_label or ""
+        row.status,
+        row.reason,
+        *ratios,
+        extra_bytes=row.extra_bytes,
+        error=row.implementation_error,
+        baseline=row.baseline_label or "",
+        processes=processes,
     )
 
 
@@ -153,11 +176,13 @@ def compare(first: Readings, second: Readings, margin: float = MARGIN) -> Compar
     if not common:
         raise ResultsError(f"{first.label} and {second.label} have no case in common")
     pairs = {case: (first.cases[case], second.cases[case]) for case in common}
-    noise = _noise(first, second, pairs)
     timed = [case for case, (a, b) in pairs.items() if _change(a, b) is not None]
     # Bonferroni: the more cases, the wider each interval, so that all of them together keep their promise.
-    reach = _NORMAL.inv_cdf(1 - FALSE_ALARMS / 2 / max(1, len(timed)))
-    lines = [line for case, (a, b) in pairs.items() for line in _lines(case, a, b, noise, reach, margin)]
+    beyond = FALSE_ALARMS / 2 / max(1, len(timed))
+    processes = [min(len(side.processes) for side in pairs[case]) for case in timed]
+    single = any(count < FEWEST_PROCESSES for count in processes)
+    noise = _noise(first, second, pairs) if single else None
+    lines = [line for case, (a, b) in pairs.items() for line in _lines(case, a, b, noise, beyond, margin)]
     return Comparison(
         first.label,
         second.label,
@@ -166,6 +191,7 @@ def compare(first: Readings, second: Readings, margin: float = MARGIN) -> Compar
         tuple(case for case in second.cases if case not in first.cases),
         noise,
         margin,
+        min(processes, default=0),
     )
 
 
@@ -185,20 +211,44 @@ def _change(a: Reading, b: Reading) -> float | None:
     return math.log(b.ratio / a.ratio)
 
 
-def _lines(case: str, a: Reading, b: Reading, noise: float, reach: float, margin: float) -> Iterable[Line]:
+def interval(a: Reading, b: Reading, noise: float | None, beyond: float) -> tuple[float, float, float] | None:
+    """The log of B's ratio over A's, and an interval that it leaves by chance with `beyond` on either side.
+
+    None where there are no two ratios to the same baseline.
+    """
+    change = _change(a, b)
+    if change is None:
+        return None
+    if min(len(a.processes), len(b.processes)) >= FEWEST_PROCESSES:
+        return _interval_of_processes(a.processes, b.processes, beyond)
+    assert noise is not None
+    own = [_deviation_of(side) for side in (a, b)]
+    wide = _NORMAL.inv_cdf(1 - beyond) * math.sqrt(2 * noise**2 + sum(each**2 for each in own))
+    return change, change - wide, change + wide
+
+
+def _interval_of_processes(a: Sequence[float], b: Sequence[float], beyond: float) -> tuple[float, float, float]:
+    """By Welch's t: every process is one observation, whatever its rounds did."""
+    logs = [[math.log(ratio) for ratio in side] for side in (a, b)]
+    change = fmean(logs[1]) - fmean(logs[0])
+    parts = [max(variance(side), LEAST_PROCESS_NOISE**2) / len(side) for side in logs]
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, logs, strict=True))
+    wide = student_quantile(1 - beyond, freedom) * math.sqrt(sum(parts))
+    return change, change - wide, change + wide
+
+
+def _lines(case: str, a: Reading, b: Reading, noise: float | None, beyond: float, margin: float) -> Iterable[Line]:
     if a.status != b.status and "ok" in (a.status, b.status):
         broken = a.status == "ok"
         said = (b if broken else a).reason
         reason = f"{a.status} → {b.status}" + (f": {said}" if said else "")
         yield Line(case, "status", "BROKEN" if broken else "FIXED", reason=reason)
         return
-    change = _change(a, b)
-    if change is not None:
-        own = [_deviation_of(side) for side in (a, b)]
-        wide = reach * math.sqrt(2 * noise**2 + sum(each**2 for each in own))
-        low, high = change - wide, change + wide
-        verdict = time_verdict(change, low, high, margin)
-        yield Line(case, "time", verdict, math.exp(change), math.exp(low), math.exp(high))
+    found = interval(a, b, noise, beyond)
+    if found is not None:
+        verdict = time_verdict(*found, margin)
+        change, low, high = map(math.exp, found)
+        yield Line(case, "time", verdict, change, low, high)
     if a.extra_bytes is not None and b.extra_bytes is not None:
         # One page more or less is no change of a variant that needs next to nothing.
         grown = (b.extra_bytes + 4096) / (a.extra_bytes + 4096)

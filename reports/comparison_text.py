@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Final
 
-from reports.comparison import FALSE_ALARMS, Comparison, Line
+from reports.comparison import FALSE_ALARMS, FEWEST_PROCESSES, Comparison, Line
 from reports.quantities import digits, percent_text
 from reports.text_table import Table
 
@@ -23,10 +23,15 @@ def comparison_blocks(comparison: Comparison, *, every: bool) -> list[str | Tabl
     blocks: list[str | Table] = [Table(title, header, rows)] if rows else [title]
     blocks.append(f"{said}.")
     blocks.append(
-        f"A change of time matters beyond ± {percent_text(comparison.margin)}; from process to process the ratios "
-        f"scatter by {percent_text(comparison.noise)}; all cases together are called SLOW or FAST by chance in one "
-        f"comparison of {1 / FALSE_ALARMS:.0f}."
+        f"A change of time matters beyond ± {percent_text(comparison.margin)}; all cases together are called SLOW or "
+        f"FAST by chance in one comparison of {1 / FALSE_ALARMS:.0f}."
     )
+    if comparison.noise is not None:
+        blocks.append(
+            f"Of cases that were timed in fewer than {FEWEST_PROCESSES} processes, the ratios are taken to scatter by "
+            f"{percent_text(comparison.noise)} from one to the next, whence their wide intervals: "
+            "`attnscape run --processes 8` on both sides tells smaller changes."
+        )
     for side, cases in (("A", comparison.only_first), ("B", comparison.only_second)):
         if cases:
             blocks.append(f"Only in {side}: {len(cases)} cases, such as {cases[0]}.")

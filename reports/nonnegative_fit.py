@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.student import student_quantile
+
 Array = NDArray[np.float64]
 
 ASSUMED_FREEDOM: Final = 2
@@ -56,7 +58,7 @@ class Fit:
         return self._half_band(1.5)
 
     def _half_band(self, variances: float) -> float:
-        return student_quantile(self.freedom) * self.noise * float(np.sqrt(variances))
+        return student_quantile(0.95, self.freedom) * self.noise * float(np.sqrt(variances))
 
 
 def fit_nonnegative(terms: Array, values: Array, weights: Array, assumed_noise: float) -> Fit:
@@ -93,18 +95,3 @@ def _best(rows: Array, target: Array) -> tuple[list[int], Array]:
                 best = squares, active, coefficients
     assert best is not None  # one term alone, positive as the target is, has a positive coefficient
     return best[1], best[2]
-
-
-def student_quantile(freedom: float) -> float:
-    """The 95 % quantile of Student's t: half of a 90 % band, within 1.5 % from 2 degrees of freedom on.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    z = 1.6448536
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))

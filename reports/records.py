@@ -105,6 +105,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     cpu_ratio_high: Positive | None = None
     twin_ratio: Positive | None = None
     twin_cpu_ratio: Positive | None = None
+    process_ratios: tuple[Positive, ...] = ()
+    process_cpu_ratios: tuple[Positive, ...] = ()
 
     input_output_bytes: Count | None = None
     predicted_bytes: Count | None = None

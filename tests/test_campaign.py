@@ -19,6 +19,7 @@ from benchmarks import campaign, sweep
 from benchmarks.campaign import Request, problems_of, run_campaign
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import read_provenance
+from benchmarks.session_times import ROUNDS
 from benchmarks.shard import InvalidShard, Shard
 from benchmarks.store import Store
 from benchmarks.sweep import Settings
@@ -233,7 +234,7 @@ def test_the_share_counts_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     workers: Any = ScriptedWorkers(*(scripted(0.01) for _ in range(3)))
     run = sweep.Sweep(workers, Settings(60.0, 1), {"key": "cpu-1", "ceilings": CEILINGS}, read_provenance())
     run.measure(sweep.plan_cases(["full/matmul"], [Problem(tokens=64)], "normal"), lambda _: None)
-    assert run.measured_seconds == pytest.approx(3 * sweep.ROUNDS * 0.02)  # what the workers tell, not the samples
+    assert run.measured_seconds == pytest.approx(3 * ROUNDS * 0.02)  # what the workers tell, not the samples
 
 
 def test_a_session_that_runs_out_of_time_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

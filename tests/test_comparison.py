@@ -5,10 +5,12 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import attnscape
 from reports.asv_results import read_commits, readings_of_commit
@@ -19,6 +21,7 @@ from reports.comparison import (
     Reading,
     Readings,
     compare,
+    interval,
     readings_of_rows,
     time_verdict,
 )
@@ -86,6 +89,53 @@ def test_equals_are_seldom_called_slow_or_fast_however_many_they_are(cases: int)
     assert false / tries < 5 * FALSE_ALARMS
 
 
+def of_processes(*ratios: float) -> Readings:
+    """One case that was timed in as many processes; its other figures must not count."""
+    reading = Reading("ok", ratio=fmean(ratios), low=0.1, high=10.0, baseline="b", processes=ratios)
+    return Readings("side", "machine", {"case": reading}, 0.5)
+
+
+def lucky(random_: random.Random, count: int, noise: float, factor: float = 1.0) -> Readings:
+    return of_processes(*(factor * math.exp(random_.gauss(0, noise)) for _ in range(count)))
+
+
+def test_several_processes_tell_a_cases_own_noise() -> None:
+    steady, spread = (0.995, 1.005, 1.0, 0.998, 1.002), (0.7, 1.4, 1.0, 0.9, 1.1)
+    slower = tuple(1.1 * ratio for ratio in steady)
+    assert verdicts(compare(of_processes(*steady), of_processes(*slower))) == {"time": "SLOW"}
+    assert verdicts(compare(of_processes(*slower), of_processes(*steady))) == {"time": "FAST"}
+    assert verdicts(compare(of_processes(*steady), of_processes(*steady))) == {"time": "SAME"}
+    assert verdicts(compare(of_processes(*spread), of_processes(*slower))) == {"time": "AMBIGUOUS"}
+    (line,) = compare(of_processes(*steady), of_processes(*slower)).lines
+    assert line.low is not None and line.high is not None and line.low < 1.1 < line.high
+    assert line.change == pytest.approx(1.1)
+
+
+def test_their_interval_is_welchs() -> None:
+    a, b = (1.0, 1.02, 0.97, 1.01, 1.03), (1.2, 1.1, 1.15, 1.18)
+    beyond = 0.01
+    (change, low, high) = interval(*(next(iter(of_processes(*side).cases.values())) for side in (a, b)), None, beyond)
+    expected = scipy.stats.ttest_ind([math.log(x) for x in b], [math.log(x) for x in a], equal_var=False)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval(1 - 2 * beyond)))
+    assert low < change < high
+
+
+def test_too_few_processes_are_reckoned_with_as_one() -> None:
+    few = compare(of_processes(1.0, 1.0, 1.0), of_processes(2.0, 2.0, 2.0))
+    assert verdicts(few) == {"time": "AMBIGUOUS"} and (few.noise, few.fewest_processes) == (0.5, 3)
+    many = compare(of_processes(*[1.0] * 4), of_processes(*[2.0] * 4))
+    assert verdicts(many) == {"time": "SLOW"} and (many.noise, many.fewest_processes) == (None, 4)
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.03])
+def test_equals_in_several_processes_are_seldom_told_apart_and_a_tenth_is(noise: float) -> None:
+    random_ = random.Random(7)
+    equal = [compare(lucky(random_, 8, noise), lucky(random_, 8, noise)) for _ in range(1000)]
+    assert sum(bool(each.count("SLOW") or each.count("FAST")) for each in equal) <= 1000 * 3 * FALSE_ALARMS
+    slower = [compare(lucky(random_, 8, noise), lucky(random_, 8, noise, factor=1.1)) for _ in range(1000)]
+    assert sum(each.count("SLOW") for each in slower) >= 900
+
+
 def test_a_change_is_found_among_many() -> None:
     random_ = random.Random(0)
     for _ in range(20):
@@ -125,6 +175,10 @@ def test_one_thread_is_compared_by_cpu_time() -> None:
     assert (by_cpu.ratio, by_cpu.low) == (0.5, 0.49)
     assert by_wall.ratio == pytest.approx(4.0)
     assert readings_of_rows("a", as_rows(lines[:1])).noise == pytest.approx(math.log(1.02))
+    both = {"process_ratios": [4.0, 4.1], "process_cpu_ratios": [0.5, 0.51]}
+    lines = [measured(VARIANT, 1024, figures=one | both), measured("full/matmul", 1024, figures=both)]
+    by_cpu, by_wall = readings_of_rows("a", as_rows(lines)).cases.values()
+    assert (by_cpu.processes, by_wall.processes) == ((0.5, 0.51), (4.0, 4.1))
 
 
 # ---- the command

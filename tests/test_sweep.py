@@ -13,7 +13,8 @@ from benchmarks.clock import Sample
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
-from benchmarks.sweep import Entry, Settings, Sweep, add_ceiling, plan_cases, predicted_process_bytes, settled
+from benchmarks.session_times import ROUNDS, Entry, add_ceiling, settled
+from benchmarks.sweep import Settings, Sweep, plan_cases, predicted_process_bytes
 from benchmarks.workers import Fault
 from variants import Problem
 from variants.catalogue import BASELINE
@@ -30,6 +31,8 @@ class ScriptedWorker:
         self.pid = 0
 
     def ask(self, method: str, *_: Any) -> dict[str, Any]:
+        if method == "renew":
+            return {"status": "ok", "call_seconds": 0.0}
         if method == "prepare":
             figures = {"calls_per_sample": 1, "extra_bytes": 10, "implementation_error": 0.0, "kernel": "scripted"}
             return {"status": "ok", "warm_seconds": 0.0, **figures}
@@ -104,13 +107,16 @@ def slowed(seconds: float) -> Callable[[int], float]:
 CEILINGS = {"matmul_flops": {"float32": 1e15}, "copy_bytes_per_second": 1e15}
 
 
-def measured(*scripts: ScriptedWorker, seconds: float = 0.0, more: int = 0) -> list[Measurement]:
-    """The rows of a sweep over as many variants as there are scripts beyond baseline and twin, and some without."""
+def measured(*scripts: ScriptedWorker, seconds: float = 0.0, more: int = 0, processes: int = 1) -> list[Measurement]:
+    """The rows of a sweep over as many variants as there are scripts beyond baseline and twin, and some without.
+
+    Of several processes the scripts of the first come first.
+    """
     rows: list[Measurement] = []
-    settings = Settings(seconds=seconds, threads=1)
+    settings = Settings(seconds=seconds, threads=1, processes=processes)
     machine_read = {"key": "cpu-1", "ceilings": CEILINGS}
     run = Sweep(ScriptedWorkers(*scripts), settings, machine_read, Provenance("c0de", "abc", False))  # type: ignore[arg-type]
-    names = ["full/matmul", "full/sdpa_math", "memory_efficient/chunked"][: len(scripts) - 2 + more]
+    names = ["full/matmul", "full/sdpa_math", "memory_efficient/chunked"][: len(scripts) // processes - 2 + more]
     run.measure(plan_cases(names, [Problem(tokens=64)], "normal"), rows.append)
     return rows
 
@@ -122,10 +128,39 @@ def test_a_ratio_is_paired_by_round() -> None:
         assert (row.ratio_low, row.ratio_high) == pytest.approx((ratio, ratio))
         assert row.twin_ratio == pytest.approx(1.0)
         assert row.noisy is False
-        assert len(row.wall_samples) == sweep.ROUNDS
+        assert len(row.wall_samples) == ROUNDS
         assert (row.baseline, row.baseline_causal) == (BASELINE, False)
     assert fast.seconds_high is not None and fast.seconds_low is not None
     assert fast.seconds_high > 1.3 * fast.seconds_low  # the time itself is not that sure
+
+
+def test_each_process_of_a_case_has_a_ratio_of_its_own() -> None:
+    chance = (1.0, 1.1, 0.9, 1.0)
+    scripts = [scripted(slowed(each)) for luck in chance for each in (0.02, 0.02, 0.01 * luck)]
+    (row,) = measured(*scripts, seconds=60, processes=4)
+    assert row.process_ratios == pytest.approx([0.5, 0.55, 0.45, 0.5])
+    assert row.process_cpu_ratios == row.process_ratios
+    assert len(row.wall_samples) >= ROUNDS
+    assert row.ratio == pytest.approx(0.5)
+    (alone,) = measured(*scripts[:3], seconds=60)
+    assert alone.process_ratios == pytest.approx([0.5])
+
+
+def test_processes_share_the_fewest_rounds() -> None:
+    (row,) = measured(*(scripted(0.01) for _ in range(6)), processes=2)
+    assert len(row.wall_samples) == 4 and row.process_ratios == [1.0, 1.0]  # two rounds each, more than three in all
+
+
+def test_what_dies_when_it_is_begun_anew_has_no_figures() -> None:
+    class Dying(ScriptedWorker):
+        def ask(self, method: str, *rest: Any) -> dict[str, Any]:
+            if method == "renew":
+                return {"status": "error", "reason": "RuntimeError: once only"}
+            return super().ask(method, *rest)
+
+    again = [scripted(0.02), scripted(0.02), Dying(lambda _: 0.01, {}, set())]
+    (row,) = measured(scripted(0.02), scripted(0.02), scripted(0.01), *again, seconds=60, processes=2)
+    assert (row.status, row.reason, row.seconds) == ("error", "RuntimeError: once only", None)
 
 
 def test_references_are_made_before_the_first_sample_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +193,7 @@ def test_a_reference_that_fails_is_the_row_of_its_case_and_no_other(monkeypatch:
 
 def test_a_twin_that_differs_makes_all_rows_noisy() -> None:
     (row,) = measured(scripted(0.02), scripted(0.0204), scripted(0.01), seconds=0.3)
-    assert len(row.wall_samples) > sweep.ROUNDS
+    assert len(row.wall_samples) > ROUNDS
     assert row.noisy is True and row.twin_ratio == pytest.approx(1.02)
 
 
@@ -172,7 +207,7 @@ def test_a_scattered_ratio_is_noisy() -> None:
     generator = random.Random(2)
     (row,) = measured(scripted(0.02), scripted(0.02), scripted(lambda _: generator.uniform(0.01, 0.03)), seconds=0.5)
     assert row.noisy is True
-    assert len(row.wall_samples) > sweep.ROUNDS
+    assert len(row.wall_samples) > ROUNDS
 
 
 @pytest.mark.parametrize("dying", [0, 1])

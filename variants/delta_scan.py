@@ -8,7 +8,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from variants.problem import Problem
-from variants.scan import CHUNK, Tiles, carry_bytes, chunk_groups, decay_tiles, segment_bytes, split_chunks
+from variants.scan import (
+    Tiles,
+    carry_bytes,
+    chunk_groups,
+    decay_tiles,
+    segment_bytes,
+    solve_unit_lower,
+    split_chunks,
+)
+
+CHUNK = 32
+"""Half of what the other scans take: a chunk's system costs more than its products."""
 
 
 def delta_tokens(
@@ -37,8 +48,9 @@ def delta_chunks(
     The system is solved for the values and for the keys, of all chunks at once; what depends on
     the state is then one product for each chunk.
     """
-    q, unit, v, beta = (split_chunks(x) for x in (q, functional.normalize(k, dim=-1), v, beta.unsqueeze(2)))
-    tiles = None if log_decay is None else decay_tiles(split_chunks(log_decay), state.dtype)
+    rows = q.contiguous(), functional.normalize(k, dim=-1), v, beta.unsqueeze(2)
+    q, unit, v, beta = (split_chunks(x, CHUNK) for x in rows)
+    tiles = None if log_decay is None else decay_tiles(split_chunks(log_decay, CHUNK), state.dtype)
     values, keys = _solved(unit, v, beta, tiles)
     ends = unit if tiles is None else unit * tiles.rest
     states, changes = [state], []
@@ -47,11 +59,12 @@ def delta_chunks(
         kept = states[-1] if tiles is None else states[-1] * tiles.whole[:, c]
         states.append(torch.baddbmm(kept, ends[:, c].mT, changes[-1]))
     weights = q @ unit.mT
-    weights = weights.tril() if tiles is None else weights.mul_(tiles.inner)
+    weights = weights.tril_() if tiles is None else weights.mul_(tiles.inner)
     reads = q @ torch.stack(states[:-1], 1)
     if tiles is not None:
         reads = reads * tiles.reach
-    return (weights @ torch.stack(changes, 1) + reads).flatten(1, 2), states[-1]
+    own = torch.baddbmm(*(x.flatten(0, 1) for x in (reads, weights, torch.stack(changes, 1))))
+    return own.view(*q.shape[:3], v.shape[-1]).flatten(1, 2), states[-1]
 
 
 def _solved(unit: Tensor, v: Tensor, beta: Tensor, tiles: Tiles | None) -> tuple[Tensor, Tensor]:
@@ -61,15 +74,13 @@ def _solved(unit: Tensor, v: Tensor, beta: Tensor, tiles: Tiles | None) -> tuple
     if tiles is not None:
         system = system.mul_(tiles.inner)
         scaled = scaled * tiles.reach
-    right = torch.cat((v * beta, scaled), -1)
-    # Only what lies below the diagonal is read, which is taken to be one.
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    solved = solve_unit_lower(system, torch.cat((v * beta, scaled), -1))
     return solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
 
 
 def groups(problem: Problem) -> list[slice]:
     """The chunks that the chunked form takes together."""
-    return chunk_groups(problem.tokens, problem.batch * problem.heads * max(problem.head_dim, CHUNK))
+    return chunk_groups(problem.tokens, problem.batch * problem.heads * max(problem.head_dim, CHUNK), CHUNK)
 
 
 def tokens_bytes(problem: Problem) -> int:

@@ -14,7 +14,7 @@ from variants.dtypes import TORCH_DTYPES
 from variants.gated_scan import gated_products, running_sums
 from variants.problem import Problem
 from variants.rwkv7 import key_scales, learning_rates, log_decays
-from variants.scan import CHUNK, carry_bytes, chunk_groups, segment_bytes, split_chunks
+from variants.scan import CHUNK, carry_bytes, chunk_groups, segment_bytes, solve_unit_lower, split_chunks
 from variants.tiles import accumulator
 
 
@@ -72,8 +72,7 @@ def removal_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *drawn: Tenso
     before = upto - log_decay
     (system, early), (late, seen) = gated_products([(unit, before), (q, upto)], [taken, key], upto)
     right = torch.cat((early.tril(-1) @ v, unit * before.exp()), -1)
-    # Only what lies below the diagonal is read, which is taken to be one.
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    solved = solve_unit_lower(system, right)
     values, keys = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
     end = upto[..., -1:, :]
     rest, whole = (end - upto).exp_(), end.mT.exp()

@@ -118,10 +118,10 @@ def carry(
     return out
 
 
-def chunk_groups(tokens: int, elements: int) -> list[slice]:
+def chunk_groups(tokens: int, elements: int, chunk: int = CHUNK) -> list[slice]:
     """As many chunks together as fit the cache, at `elements` for each token; the remainder is one short chunk."""
-    step = max(1, CACHE_ELEMENTS // (max(1, elements) * CHUNK)) * CHUNK
-    whole = tokens // CHUNK * CHUNK
+    step = max(1, CACHE_ELEMENTS // (max(1, elements) * chunk)) * chunk
+    whole = tokens // chunk * chunk
     groups = [slice(first, min(first + step, whole)) for first in range(0, whole, step)]
     return [*groups, slice(whole, tokens)] if tokens > whole else groups
 
@@ -131,10 +131,23 @@ def token_segments(tokens: int) -> list[slice]:
     return [slice(first, min(first + SEGMENT, tokens)) for first in range(0, tokens, SEGMENT)]
 
 
-def split_chunks(x: Float[Tensor, "rows tokens *rest"]) -> Float[Tensor, "rows chunks chunk *rest"]:
+def split_chunks(
+    x: Float[Tensor, "rows tokens *rest"], chunk: int = CHUNK
+) -> Float[Tensor, "rows chunks chunk *rest"]:
     """A view of whole chunks, or of one short one."""
-    chunks: Tensor = x.unflatten(1, (max(1, x.shape[1] // CHUNK), -1))
+    chunks: Tensor = x.unflatten(1, (max(1, x.shape[1] // chunk), -1))
     return chunks
+
+
+def solve_unit_lower(
+    system: Float[Tensor, "*batch size size"], right: Float[Tensor, "*batch size columns"]
+) -> Float[Tensor, "*batch size columns"]:
+    """(I + B)⁻¹ R with B what lies below the system's diagonal; nothing else of it is read.
+
+    Solved as Xᵀ(I + B)ᵀ = Rᵀ: LAPACK wants columns, and these are there without a copy.
+    """
+    turned = torch.linalg.solve_triangular(system.mT, right.mT, upper=True, left=False, unitriangular=True)
+    return turned.mT
 
 
 def repeated_rows(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from variants.delta_scan import chunks_bytes, delta_chunks, groups
+from variants.delta_scan import CHUNK, chunks_bytes, delta_chunks, groups
 from variants.dtypes import TORCH_DTYPES
 from variants.gated_delta_rule import DEFINITION, log_decays, rates
 from variants.problem import Problem
-from variants.scan import CHUNK, SELF_CAUSAL, carry, repeated_rows
+from variants.scan import SELF_CAUSAL, carry, repeated_rows
 from variants.tiles import accumulator
 from variants.variant import Attention, variant
 
