@@ -131,9 +131,7 @@ def token_segments(tokens: int) -> list[slice]:
     return [slice(first, min(first + SEGMENT, tokens)) for first in range(0, tokens, SEGMENT)]
 
 
-def split_chunks(
-    x: Float[Tensor, "rows tokens *rest"], chunk: int = CHUNK
-) -> Float[Tensor, "rows chunks chunk *rest"]:
+def split_chunks(x: Float[Tensor, "rows tokens *rest"], chunk: int = CHUNK) -> Float[Tensor, "rows chunks chunk *rest"]:
     """A view of whole chunks, or of one short one."""
     chunks: Tensor = x.unflatten(1, (max(1, x.shape[1] // chunk), -1))
     return chunks
@@ -146,7 +144,7 @@ def solve_unit_lower(
 
     Solved as Xᵀ(I + B)ᵀ = Rᵀ: LAPACK wants columns, and these are there without a copy.
     """
-    turned = torch.linalg.solve_triangular(system.mT, right.mT, upper=True, left=False, unitriangular=True)
+    turned: Tensor = torch.linalg.solve_triangular(system.mT, right.mT, upper=True, left=False, unitriangular=True)
     return turned.mT
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from variants.dtypes import TORCH_DTYPES
 from variants.linear_scan import DEFINITION
 from variants.problem import Problem
+from variants.products import product
 from variants.tiles import CACHE_ELEMENTS, SCRATCH_BYTES, accumulator, flatten_heads
 from variants.variant import Attention, variant
 
@@ -146,10 +147,20 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        state, total = _sums(feature(k), v.to(accumulator(v.dtype)))
-        a = feature(q)
-        normaliser = a @ total if k.shape[1] else a.new_ones(*a.shape[:2], 1)
-        out = (a @ state).div_(normaliser).to(q.dtype)
+        wide = accumulator(v.dtype)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        normaliser = torch.ones((*q.shape[:2], 1), dtype=wide, device=q.device)
+        state = torch.empty(q.shape[0], k.shape[2], v.shape[2], dtype=wide, device=q.device)
+        total = torch.empty(q.shape[0], k.shape[2], 1, dtype=wide, device=q.device)
+        # Head by head: what is made of one fits the cache.
+        for head in range(q.shape[0]):
+            b = feature(k[head])
+            state[head] = product(b.mT, v[head].to(wide))
+            total[head] = b.sum(0).unsqueeze(1)
+            a = feature(q[head])
+            if k.shape[1]:
+                normaliser[head] = a @ total[head]
+            out[head] = product(a, state[head]).div_(normaliser[head])
         ctx.save_for_backward(q, k, v, out, normaliser, state, total)
         return out
 
@@ -158,19 +169,21 @@ class _Whole(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
         q, k, v, out, normaliser, state, total = ctx.saved_tensors  # type: ignore[attr-defined]  # as above
         wide = normaliser.dtype
-        above = grad.to(wide) / normaliser
-        below = -(above * out.to(wide)).sum(-1, keepdim=True)
-        a = feature(q)
-        dq = (above @ state.mT).add_(below * total.mT).mul_(feature_slope(a))
-        state, total = a.mT @ above, a.mT @ below
-        b = feature(k)
-        dk = (v.to(wide) @ state.mT).add_(total.mT).mul_(feature_slope(b))
-        dv = b @ state
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        for head in range(q.shape[0]):
+            above = grad[head].to(wide) / normaliser[head]
+            below = (above * out[head].to(wide)).sum(-1, keepdim=True).neg_()
+            a = feature(q[head])
+            dq[head] = product(above, state[head].mT).add_(below * total[head].mT).mul_(feature_slope(a))
+            later, totals = product(a.mT, above), a.mT @ below
+            b = feature(k[head])
+            dk[head] = product(v[head].to(wide), later.mT).add_(totals.mT).mul_(feature_slope(b))
+            dv[head] = product(b, later)
+        return dq, dk, dv
 
 
 def workspace_bytes(problem: Problem) -> int:
-    """Causal: a group of chunks, in training with the states before each; otherwise the features and wide gradients."""
+    """Causal: a group of chunks, in training with the states before each; otherwise the features of one head."""
     wide = max(4, problem.element_bytes)
     heads = problem.batch * problem.heads
     query, key = (heads * n * problem.head_dim * wide for n in (problem.tokens, problem.kv_tokens))

@@ -1,4 +1,4 @@
-"""Two fused attention calls, to the landmarks and from them, with the pseudo-inverse between.
+"""Exact attention from the landmarks and to them, with the pseudo-inverse between.
 
 A half type would lose more in the pseudo-inverse, which magnifies, than it gains: it is widened.
 """
@@ -6,12 +6,11 @@ A half type would lose more in the pseudo-inverse, which magnifies, than it gain
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from variants.dtypes import TORCH_DTYPES
 from variants.nystrom import ENCODERS_ONLY, SELF_ATTENTION
 from variants.problem import Problem
-from variants.sdpa import fused_workspace_bytes
+from variants.short_keys import exact_attention, exact_workspace_bytes
 from variants.tiles import accumulator
 from variants.variant import Attention, variant
 
@@ -47,15 +46,22 @@ def workspace_bytes(problem: Problem, *, landmarks: int) -> int:
     widened = 0
     if problem.element_bytes < 4:
         widened = 4 * (2 * problem.query_bytes + 2 * problem.key_bytes) // problem.element_bytes
-    kernel = fused_workspace_bytes(problem) + widened
+    kernel = sum(exact_workspace_bytes(each) for each in _parts(problem, count)) + widened
     if problem.mode != "training":
         return kernel + 8 * square + 6 * narrow
     return kernel + (5 * STEPS + 6) * square + 16 * narrow + widened + problem.query_bytes + 2 * problem.key_bytes
 
 
+def _parts(problem: Problem, count: int) -> tuple[Problem, Problem]:
+    """Attention of the landmarks to all keys, and of all queries to the landmarks, a set for each query head."""
+    wide = str(accumulator(TORCH_DTYPES[problem.dtype])).removeprefix("torch.")
+    few, every = {"tokens": count, "kv_tokens": problem.tokens}, {"tokens": problem.tokens, "kv_tokens": count}
+    return problem.with_(dtype=wide, **few), problem.with_(dtype=wide, kv_heads=problem.heads, **every)
+
+
 @variant(
     "nystrom/landmarks",
-    summary="fused attention to the landmarks and from them, the pseudo-inverse in float64",
+    summary="exact attention to the landmarks and from them, the pseudo-inverse in float64",
     devices=("cpu", "cuda"),
     modes=("forward", "training"),
     workspace_bytes=workspace_bytes,
@@ -65,6 +71,7 @@ def build(problem: Problem, *, landmarks: int) -> Attention:
     """Nothing to prepare."""
     wide = accumulator(TORCH_DTYPES[problem.dtype])
     count = min(landmarks, problem.tokens)
+    from_landmarks, to_landmarks = (exact_attention(each) for each in _parts(problem, count))
 
     def run(
         q: Float[Tensor, "batch heads tokens head_dim"],
@@ -73,13 +80,12 @@ def build(problem: Problem, *, landmarks: int) -> Attention:
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
         if not problem.tokens:
             return q + 0 * (k + v).sum()  # empty, and still a function of all three
-        fused = functional.scaled_dot_product_attention
         wide_q, wide_k, wide_v = (x.to(wide) for x in (q, k, v))
         short_q, short_k = segment_means(wide_q, count), segment_means(wide_k, count)
         every_k = short_k.repeat_interleave(problem.group, 1).double()
         inner = torch.softmax(short_q.double() @ every_k.mT * q.shape[3] ** -0.5, -1)
-        values = fused(short_q, wide_k, wide_v, enable_gqa=problem.group > 1)
+        values = from_landmarks(short_q, wide_k, wide_v)
         values = (pseudo_inverse(inner) @ values.double()).to(wide)
-        return fused(wide_q, every_k.to(wide), values).to(q.dtype)
+        return to_landmarks(wide_q, every_k.to(wide), values).to(q.dtype)
 
     return run
