@@ -378,5 +378,5 @@ def kernel_name(operators: list[str]) -> str:
         return ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in fused))
     if any(name.startswith("Torch-Compiled Region") for name in operators):
         return "compiled"
-    products = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm")
+    products = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
     return ", ".join(name.removeprefix("aten::") for name in operators if name.rstrip("_") in products) or "elementwise"

@@ -160,7 +160,7 @@ class _Whole(torch.autograd.Function):
             a = feature(q[head])
             if k.shape[1]:
                 normaliser[head] = a @ total[head]
-            out[head] = product(a, state[head]).div_(normaliser[head])
+            torch.div(product(a, state[head]), normaliser[head], out=out[head])
         ctx.save_for_backward(q, k, v, out, normaliser, state, total)
         return out
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from variants.bucket_order import ROWS, Order, order_by_bucket, positions
 from variants.lsh import bucket_count, rotations
 from variants.problem import Problem
+from variants.products import product
 from variants.sorted_ranges import attend_sorted, sorted_workspace_bytes, tiles_if_even
 from variants.variant import Attention, variant
 
@@ -38,7 +39,7 @@ def hashes(
     for part in x.split(step):
         rows = part.float()
         bound = rows.abs().sum(1).mul_(error).add_(dim * torch.finfo(torch.float32).tiny)
-        found.append(sure((rows @ narrow).unflatten(1, (rounds, half)), bound.view(-1, 1, 1)))
+        found.append(sure(product(rows, narrow).unflatten(1, (rounds, half)), bound.view(-1, 1, 1)))
     buckets = torch.cat(found)
     doubtful = (buckets < 0).any(1).nonzero().flatten()
     for places in doubtful.split(step):
