@@ -828,6 +828,7 @@ def compare(
 
     \b
     Examples:
+      attnscape run --variants local_window --processes 8 --out results-before
       attnscape compare results-before results-after --fail-on slow,broken
       attnscape compare 1a2b3c4 5d6e7f8
     """  # noqa: D301  # \b keeps the example's line breaks

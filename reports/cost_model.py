@@ -58,6 +58,9 @@ DRIFT: Final = 0.05
 FEWEST_SCORED: Final = 3
 """A curve of fewer points at half its last length or below says nothing of the bands."""
 
+LATEST: Final = 3
+"""How the times of a variant that outgrew its work go on is read off this many of its last lengths."""
+
 OUTGROWN: Final = 1.1
 """Nothing is predicted from times that outgrow the declared work by more than this."""
 
@@ -104,17 +107,25 @@ class TimeModel:
 
         Extrapolated figures never fall with the length. Raises `Unpredictable`.
         """
+        answer = self.bounds(tokens)
+        if answer.provenance == "extrapolated":
+            if self._outgrown:
+                raise Unpredictable("outgrew its work", self._outgrown)
+            refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
+        return answer
+
+    def bounds(self, tokens: int) -> TimePrediction:
+        """As `predict`, however wide the band, and of times that outgrew their work from how they last grew.
+
+        The upper end of such a band limits the time all the same, which is what a choice asks. Raises `Unpredictable`.
+        """
         measured = self.points.measured(tokens)
         if measured is not None:
             return TimePrediction(measured, measured, measured, "measured")
         self.points.refuse(tokens)
         if tokens < self.points.last[0]:
             return self._interpolated(tokens)
-        if self._outgrown:
-            raise Unpredictable("outgrew its work", self._outgrown)
-        answer = self._extrapolated(tokens)
-        refuse_wide(f"at {tokens} tokens", answer.low, answer.high)
-        return answer
+        return self._as_it_grew(tokens) if self._outgrown else self._extrapolated(tokens)
 
     def own_score(self) -> float | None:
         """How far off this curve's shorter lengths would have been at its last one, in half bands; None if unknown."""
@@ -139,6 +150,17 @@ class TimeModel:
         drift = DRIFT * math.log2(tokens / self.points.last[0])
         half_band = self.widening * math.hypot(fit.noise_at(terms), DOUBT * math.log(by_work / seconds), drift)
         return self._banded(tokens, seconds, half_band, "extrapolated")
+
+    def _as_it_grew(self, tokens: int) -> TimePrediction:
+        """From the declared growth, if what broke it is over, to the steepest of the last doublings, if it goes on."""
+        last, last_seconds = self.points.last
+        by_work = last_seconds * max(float(self._terms(tokens)[2]), tokens / last)
+        known = list(zip(self.points.tokens, self.points.values, strict=True))[-LATEST:]
+        steepest = max(math.log(b / a) / math.log(after / before) for (before, a), (after, b) in pairwise(known))
+        steep = max(by_work, last_seconds * (tokens / last) ** steepest)
+        half_band = self.widening * math.hypot(self.noise, DRIFT * math.log2(tokens / last))
+        seconds = math.sqrt(by_work * steep)
+        return self._banded(tokens, seconds, math.log(steep / seconds) + half_band, "extrapolated")
 
     def _interpolated(self, tokens: int) -> TimePrediction:
         """Between the two neighbours, which keep their measured times, along the shape of the fit."""

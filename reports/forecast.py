@@ -74,7 +74,7 @@ class Forecast:
         from reports.prediction import InvalidPoints, Unpredictable
 
         try:
-            answer = self._models[curve.label].predict(length)
+            answer = self._models[curve.label].bounds(length)
         except KeyError:
             raise Unavailable([Reason("unpredictable", "its rows declare no visible pairs")]) from None
         except (Unpredictable, InvalidPoints) as refusal:

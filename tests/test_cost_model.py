@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,6 +289,39 @@ def test_impossible_declarations_are_refused() -> None:
         TimeModel.fit(tokens=LENGTHS, seconds=seconds, visible_pairs=causal, floor_seconds=lambda _: 1.0)
     with pytest.raises(InvalidPoints, match="floor_seconds must be a finite number"):
         TimeModel.fit(tokens=LENGTHS, seconds=seconds, visible_pairs=causal, floor_seconds=lambda _: math.nan)
+
+
+# ---- bounds: what limits a time all the same
+
+
+def left_its_cache(length: int) -> float:
+    """In proportion to the length, of which each from 2048 on costs half as much again."""
+    return 1e-6 * length * (1.5 if length >= 2048 else 1.0)
+
+
+@pytest.mark.parametrize(("tokens", "still_steep"), [(4096, 2 * 1.5), (8192, (2 * 1.5) ** 2)])
+def test_what_outgrew_its_work_is_bounded_from_its_work_to_its_last_steps(tokens: int, still_steep: float) -> None:
+    lengths = (256, 512, 1024, 2048)
+    model = TimeModel.fit(tokens=lengths, seconds=[left_its_cache(n) for n in lengths], visible_pairs=lambda n: n)
+    with pytest.raises(Unpredictable, match="the time grew"):
+        model.predict(tokens)
+    answer, last = model.bounds(tokens), left_its_cache(2048)
+    assert answer.provenance == "extrapolated"
+    assert answer.low < left_its_cache(tokens) < answer.seconds < last * still_steep < answer.high
+
+
+def test_bounds_are_the_predictions_but_for_what_is_refused() -> None:
+    lengths = (256, 512, 1024, 2048)
+    model = TimeModel.fit(tokens=lengths, seconds=[1e-9 * n**2 for n in lengths], visible_pairs=lambda n: n**2)
+    for tokens in (512, 700, 4096, 8192):
+        assert model.bounds(tokens) == model.predict(tokens)
+    for tokens in (100, 8193):
+        with pytest.raises(Unpredictable):
+            model.bounds(tokens)
+    wide = replace(model, widening=50.0)
+    with pytest.raises(Unpredictable, match="the ends of the band differ"):
+        wide.predict(8192)
+    assert wide.bounds(8192).high > 2 * wide.bounds(8192).low
 
 
 # ---- the solver, against scipy
