@@ -493,3 +493,38 @@ def test_split_k_is_for_one_query() -> None:
     assert split.refusals(Problem.of_length(64, mode="decode", causal=True, dtype="bfloat16")) == ["needs CUDA"]
     assert "one query only" in split.refusals(Problem(tokens=2, kv_tokens=64, mode="decode", dtype="bfloat16"))
     assert set(split.dtypes) <= set(DTYPE_BYTES)
+
+
+def test_torchs_packed_window_takes_grouped_heads_from_the_release_on_that_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, grouped = (Problem(tokens=64, heads=4, kv_heads=kv, causal=True, dtype="bfloat16") for kv in (4, 2))
+    packed = load("local_window/torch_varlen")
+    for release, alone, together in (
+        ("2.10.0", ["needs torch ≥ 2.11 (2.10.0 is installed)"], 2),
+        ("2.11.0+cu128", [], 1),
+        ("2.13.0", [], 0),
+    ):
+        monkeypatch.setattr("variants.requirement.metadata.version", lambda _, release=release: release)
+        assert packed.refusals(one) == ["needs CUDA", *alone]
+        assert len(packed.refusals(grouped)) == 1 + together
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_torchs_packed_window_is_called_as_it_wants_to_be(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(tokens=30, kv_tokens=40, batch=2, heads=4, kv_heads=2, head_dim=16, causal=causal)
+    seen: dict[str, object] = {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *borders: object, **options: object) -> Tensor:
+        seen.update(shapes=(q.shape, k.shape, v.shape), borders=borders, options=options)
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend)
+    run = load("local_window/torch_varlen").build(problem, window=8)
+    out = run(torch.zeros(2, 30, 4, 16), torch.zeros(2, 40, 2, 16), torch.zeros(2, 40, 2, 16))
+    assert out.shape == (2, 30, 4, 16)
+    assert seen["shapes"] == ((60, 4, 16), (80, 2, 16), (80, 2, 16))
+    of_queries, of_keys, *longest = seen["borders"]  # type: ignore[misc]  # what varlen_attn was given
+    assert (of_queries.tolist(), of_keys.tolist(), longest) == ([0, 30, 60], [0, 40, 80], [30, 40])
+    # Of the window's eight keys the query's own is one.
+    assert seen["options"] == {"window_size": (7, 0) if causal else (4, 4), "enable_gqa": True}
