@@ -38,6 +38,16 @@ def test_small_products_other_types_and_slices_go_torchs_way() -> None:
     assert relative(sliced, drawn(300, 80).double() @ drawn(80, 400)[:, :200].double()) < 1e-6
 
 
+def test_products_that_may_be_rounded_go_torchs_way() -> None:
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision  # type: ignore[attr-defined]  # set at run time
+    try:
+        settings.fp32_precision = "bf16"  # type: ignore[attr-defined]
+        assert not by_onednn(drawn(300, 80), drawn(80, 200))
+    finally:
+        settings.fp32_precision = before  # type: ignore[attr-defined]
+
+
 def test_a_product_without_rows_is_empty() -> None:
     assert product(drawn(0, 80), drawn(80, 200)).shape == (0, 200)
 

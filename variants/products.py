@@ -29,7 +29,13 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
         return False
     # A slice of columns is of neither order: there oneDNN falls back on loops.
     dense = all(x.is_contiguous() or x.mT.is_contiguous() for x in (a, b))
-    return dense and torch.backends.mkldnn.is_available()
+    return dense and torch.backends.mkldnn.is_available() and in_full_precision()
+
+
+def in_full_precision() -> bool:
+    """Whether oneDNN may not round the factors of a product of float32, which torch can be told to allow."""
+    precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]  # set at run time
+    return precision in ("none", "ieee")
 
 
 class _Product(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from variants.bucket_order import ROWS, Order, order_by_bucket, positions
 from variants.lsh import bucket_count, rotations
 from variants.problem import Problem
-from variants.products import product
+from variants.products import in_full_precision, product
 from variants.sorted_ranges import attend_sorted, sorted_workspace_bytes, tiles_if_even
 from variants.variant import Attention, variant
 
@@ -28,8 +28,7 @@ def hashes(
     rounds, dim, half = rotations.shape
     together = rotations.transpose(0, 1).flatten(1)
     step = max(1, ELEMENTS // (rounds * half))
-    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]  # set at run time
-    plain = x.device.type == "cpu" and precision in ("none", "ieee")
+    plain = x.device.type == "cpu" and in_full_precision()
     if not plain or x.dtype == torch.float64:
         return torch.cat([exact(rows, together, half) for rows in x.split(step)]).T.contiguous()
     narrow = together.float()
