@@ -15,7 +15,8 @@ Outcome = Literal["fits", "likely", "nothing fits", "impossible", "unknown"]
 class Candidate:
     """A variant with figures at the asked length; `tied` where the fastest is not faster beyond the noise.
 
-    `doubts` are the limits that it keeps, but not with the whole of its band.
+    `doubts` are the limits that it keeps, but not with the whole of its band, and `room` is the least share of the
+    upper half of such a band that is inside its limit.
     """
 
     variant: str
@@ -24,6 +25,7 @@ class Candidate:
     figures: Figures
     tied: bool = False
     doubts: tuple[Reason, ...] = ()
+    room: float = 1.0
 
     @property
     def label(self) -> str:

@@ -126,6 +126,9 @@ def _winner_lines(answer: Answer) -> Iterator[str]:
     yield f"{'Likely take' if first.doubts else 'Take'} {first.label}: {_summary(first.figures)}."
     for doubt in first.doubts:
         yield f"It need not fit: it {doubt.text}."
+    sure = next((one for one in others if not one.doubts), None)
+    if first.doubts and sure is not None:
+        yield f"The fastest that surely fits is {sure.label}: {_summary(sure.figures)}."
     tied = [one.label for one in others if one.tied and first.tied and bool(one.doubts) == bool(first.doubts)]
     if tied:
         yield f"It ties within the noise with {', '.join(tied)}" + ("; an exact one leads." if first.exact else ".")

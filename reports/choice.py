@@ -74,7 +74,7 @@ def choose(
     fitting, broken = judged(candidates, budget)
     order = ranked(fitting)
     floors, contradiction = _without_contradiction(floors, order)
-    sure = bool(order) and not order[0].doubts
+    sure = any(not one.doubts for one in order)
     return Answer(
         question=question,
         budget=budget,

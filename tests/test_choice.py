@@ -9,10 +9,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reports.answer import Answer
+from reports.answer_text import answer_blocks
 from reports.choice import Budget, Question, choose
 from reports.interpolation import OutOfRange, bytes_at, error_at, time_at
 from reports.question import InvalidQuestion
 from reports.records import ResultsError, Row
+from reports.verdict import AHEAD, ROOM
 from tests import results_builder as builder
 from tests.results_builder import as_rows, failed, landscape, measured
 
@@ -175,16 +177,40 @@ def test_a_limit_is_inclusive() -> None:
     assert not answer.fits
 
 
-def test_who_surely_fits_goes_before_a_faster_one_that_likely_does() -> None:
+def with_a_faster_doubt(sure_seconds: float, band_end: float) -> list[Row]:
+    """Exact attention in that time, and one that takes 1 s, or up to the end of its band."""
+    doubtful = {"seconds": 1.0, "seconds_low": 0.9, "seconds_high": band_end}
+    sure = {"seconds": sure_seconds, "seconds_low": sure_seconds, "seconds_high": sure_seconds}
     lines = [
-        measured("linear_scan/chunked", 1024, figures={"seconds": 1.0, "seconds_low": 0.9, "seconds_high": 1.6}),
-        measured("full/matmul", 1024, figures={"seconds": 1.4, "seconds_low": 1.39, "seconds_high": 1.41}),
+        measured("linear_scan/chunked", 1024, figures=doubtful),
+        measured("full/matmul", 1024, figures=sure),
     ]
-    answer = ask(as_rows(lines), 1024, Budget(max_seconds=1.5))
+    return as_rows(lines)
+
+
+def test_who_surely_fits_goes_before_a_faster_one_that_likely_does() -> None:
+    answer = ask(with_a_faster_doubt(1.2, 1.6), 1024, Budget(max_seconds=1.5))
     assert names(answer.fitting) == ["full/matmul", "linear_scan/chunked"]
     (doubt,) = answer.fitting[1].doubts
     assert doubt.text == "takes 1.00 s, but its band reaches up to 1.60 s: likely within 1500 ms"
     assert (answer.outcome, answer.nearest) == ("fits", None)
+
+
+@pytest.mark.parametrize(
+    ("sure_seconds", "band_end", "ahead"),
+    [
+        (1.26, 1.5**3 * 0.999, True),  # a third of the upper half of its band is inside: 1.5 = 1.5³ ^ (1/3)
+        (1.26, 1.5**3 * 1.001, False),
+        (1.24, 1.5**3 * 0.999, False),
+        (1.5, 1.6, True),
+    ],
+)
+def test_a_much_faster_one_that_is_nearly_sure_goes_ahead(sure_seconds: float, band_end: float, ahead: bool) -> None:
+    answer = ask(with_a_faster_doubt(sure_seconds, band_end), 1024, Budget(max_seconds=1.5))
+    assert (answer.fitting[0].variant == "linear_scan/chunked") == ahead
+    assert (answer.outcome, answer.nearest) == ("likely" if ahead else "fits", None)
+    told = "\n".join(block for block in answer_blocks(answer, {}) if isinstance(block, str))
+    assert ("The fastest that surely fits is full/matmul" in told) == ahead
 
 
 @pytest.mark.parametrize("status", ["unsupported", "out_of_memory", "timeout", "wrong", "error"])
@@ -436,8 +462,11 @@ def test_what_fits_keeps_every_limit_and_what_does_not_breaks_one(rows: list[Row
         assert out.figures is not None
         assert any(out.figures.limited()[name].value > limit for name, limit in limits.items())
         assert out.may_fit == all(out.figures.limited()[name].least <= limit for name, limit in limits.items())
-    doubtful = [bool(one.doubts) for one in answer.fitting]
-    assert doubtful == sorted(doubtful)
+    sure = [one for one in answer.fitting if not one.doubts]
+    before = answer.fitting[: answer.fitting.index(sure[0])] if sure else ()
+    for one in before:
+        assert one.room >= ROOM and AHEAD * one.figures.seconds.value < sure[0].figures.seconds.value
+    assert list(answer.fitting[len(before) : len(before) + len(sure)]) == sure
     assert len(answer.fitting) + len(answer.rejected) == len({row.case.variant for row in rows})
     assert answer.fits == bool(answer.fitting)
     assert (answer.nearest is None) == surely(answer)
@@ -461,7 +490,7 @@ def test_a_larger_limit_never_removes_a_candidate(rows: list[Row], budget: Budge
 
 
 def surely(answer: Answer) -> bool:
-    return bool(answer.fitting) and not answer.fitting[0].doubts
+    return any(not one.doubts for one in answer.fitting)
 
 
 FIELDS = {"time": "max_seconds", "memory": "max_bytes", "error": "max_error"}

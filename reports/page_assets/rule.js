@@ -4,6 +4,7 @@
 "use strict";
 const attnscapeRule = (() => {
   const TIE_WITHIN = 1.1;
+  const AHEAD = 1.25, ROOM = 1 / 3;
   const PLACES = {time: 1, memory: 2, error: 3};
 
   const value = (figure) => figure[1];
@@ -55,6 +56,23 @@ const attnscapeRule = (() => {
     return [first, ...rest.sort(speed)];
   }
 
+  // The least share of the upper half of a band that is inside its limit, on a logarithmic scale.
+  function room(one, budget) {
+    const inside = one.judgements.map(({limit: name}) => {
+      const figure = one.cell[PLACES[name]], limit = budget[name];
+      if (!(value(figure) > 0 && value(figure) < most(figure) && most(figure) < Infinity)) return 0;
+      return Math.log(limit / value(figure)) / Math.log(most(figure) / value(figure));
+    });
+    return Math.min(1, ...inside);
+  }
+
+  // Who likely fits goes before those who surely do where it is much faster and nearly sure.
+  function ranking(sure, likely, budget) {
+    const ahead = likely.filter(
+      (one) => sure.length && room(one, budget) >= ROOM && AHEAD * value(one.cell[1]) < value(sure[0].cell[1]));
+    return [...ahead, ...sure, ...likely.filter((one) => !ahead.includes(one))];
+  }
+
   function impossible(floors, budget) {
     if (floors === null) return false;
     const [size, seconds, memory] = floors;
@@ -71,7 +89,7 @@ const attnscapeRule = (() => {
     const rejected = judged.filter((one) => !fitting.includes(one));
     const sure = byTime(fitting.filter((one) => !one.judgements.length), exact, speed);
     const likely = byTime(fitting.filter((one) => one.judgements.length), exact, speed);
-    const ranked = [...sure, ...likely];
+    const ranked = ranking(sure, likely, budget);
     let outcome = "unknown";
     if (ranked.length) outcome = ranked[0].judgements.length ? "likely" : "fits";
     else if (impossible(at.floors, budget)) outcome = "impossible";
