@@ -237,6 +237,25 @@ def test_ceilings_of_a_request_are_of_its_dtypes(monkeypatch: pytest.MonkeyPatch
     assert narrow["bfloat16"] >= narrow["float32"]
 
 
+@pytest.mark.parametrize("library", ["torch", "oneDNN"])
+def test_the_ceiling_is_that_of_the_faster_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CEILING_SECONDS", 0.001)
+    asked: list[str] = []
+
+    def timed(call: partial[Any], _: str) -> float:
+        name = "torch" if call.func is torch.mm else "oneDNN"
+        asked.append(name)
+        return 1e-3 if name == library else 2e-3
+
+    monkeypatch.setattr(machine, "_fastest", timed)
+    expected = 2 * 1024**3 / 1e-3
+    assert machine._matmul_ceiling(torch.float32, "cpu", cuda=False) >= expected
+    assert set(asked) == {"torch", "oneDNN"}
+    asked.clear()
+    machine._matmul_ceiling(torch.float64, "cpu", cuda=False)
+    assert set(asked) == {"torch"}
+
+
 def test_available_memory_is_some_of_all() -> None:
     assert 2**20 < machine.available_bytes("cpu") <= machine.memory_bytes()
 
