@@ -824,11 +824,12 @@ def compare(
 ) -> None:
     """Hold one set of measurements against another: each case SLOW, FAST, SAME or AMBIGUOUS, by paired intervals.
 
+    Small changes are told where both sets were measured with `attnscape run --processes 8`.
+
     Exit status: 0; 1 where --fail-on says so; 2 on bad input.
 
     \b
     Examples:
-      attnscape run --variants local_window --processes 8 --out results-before
       attnscape compare results-before results-after --fail-on slow,broken
       attnscape compare 1a2b3c4 5d6e7f8
     """  # noqa: D301  # \b keeps the example's line breaks
