@@ -72,6 +72,7 @@ class Measurement(msgspec.Struct, kw_only=True):
     dirty: bool
     definition: str
     exact: bool
+    attention: bool = True
     case: Case
     status: str
     reason: str = ""

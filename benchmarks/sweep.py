@@ -289,6 +289,7 @@ class Sweep:
             dirty=self.provenance.dirty,
             definition=variant.definition.name,
             exact=variant.definition.exact,
+            attention=getattr(variant.definition, "attention", True),  # under asv, a commit's may not say
             case=case,
             status=entry.status,
             reason=entry.reason,

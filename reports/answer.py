@@ -1,12 +1,15 @@
 """The answer to "which variant fits this budget?", as plain data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from reports.curve import Figures, Reason, labelled
 from reports.floors import Floors
 from reports.interpolation import Provenance
 from reports.question import Budget, Limit, Question
+
+COMPARED_ONLY: Final = Reason("not attention", "not attention: measured for comparison only")
+"""Why a convolution or a recurrent network is never the answer."""
 
 Outcome = Literal["fits", "likely", "nothing fits", "impossible", "unknown"]
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from reports.answer import Answer, Candidate, Crossover, Nearest, Rejected, Relaxation
+from reports.answer import COMPARED_ONLY, Answer, Candidate, Crossover, Nearest, Rejected, Relaxation
 from reports.curve import Figures
 from reports.floors import Floors
 from reports.interpolation import Figure, Provenance
@@ -53,9 +53,14 @@ def answer_blocks(answer: Answer, machine: dict[str, Any]) -> list[str | Table]:
         blocks.append("\n".join(_floor_lines(answer.floors)))
     if answer.fitting:
         blocks.append(_figures_table("Fits, best first", answer.fitting))
-    broken = [one for one in answer.rejected if one.figures is not None]
-    if broken:
-        blocks.append(_figures_table("Breaks a limit, fastest first", broken))
+    known = [one for one in answer.rejected if one.figures is not None]
+    compared = [one for one in known if COMPARED_ONLY in one.reasons]
+    for title, entries in (
+        ("Breaks a limit, fastest first", [one for one in known if one not in compared]),
+        ("Not attention, for comparison", compared),
+    ):
+        if entries:
+            blocks.append(_figures_table(title, entries))
     if answer.rejected:
         reasons = tuple((one.label, reason.text) for one in answer.rejected for reason in one.reasons)
         blocks.append(Table("Rejected, with every reason", ("variant", "reason"), reasons))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from reports.answer import Answer, Candidate, Outcome, Rejected
+from reports.answer import COMPARED_ONLY, Answer, Candidate, Outcome, Rejected
 from reports.binding import binding_limit
 from reports.cards import Card, Work
 from reports.carried import carried, too_large
@@ -140,7 +140,9 @@ def with_figures(forecast: Forecast, question: Question, cards: Cards) -> tuple[
             failed.append(Rejected(curve.variant, parameters, curve.exact, error.reasons))
             continue
         excess = too_large(figures, cards.asked) if cards.asked else None
-        if excess is not None:
+        if not curve.attention:
+            failed.append(Rejected(curve.variant, parameters, curve.exact, (COMPARED_ONLY,), figures))
+        elif excess is not None:
             failed.append(Rejected(curve.variant, parameters, curve.exact, (excess,), figures))
         else:
             candidates.append(Candidate(curve.variant, parameters, curve.exact, figures))

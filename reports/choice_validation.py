@@ -169,6 +169,8 @@ def _question(shape: Shape, tokens: int) -> Question:
 
 def _truths(found: Iterable[Curve], tokens: int) -> Iterator[tuple[str, Figures]]:
     for curve in found:
+        if not curve.attention:
+            continue
         try:
             figures = curve.figures_at(tokens, TIMED_INPUTS)
         except Unavailable:

@@ -99,6 +99,11 @@ class Curve:
     points: Mapping[tuple[str, int], Row]
 
     @property
+    def attention(self) -> bool:
+        """Whether it is attention at all, and not here for comparison only."""
+        return all(row.attention for row in self.points.values())
+
+    @property
     def label(self) -> str:
         """The variant with its parameters: `local_window/tiled (window 256)`."""
         return labelled(self.variant, dict(self.parameters))

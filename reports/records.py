@@ -81,6 +81,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     machine: MachineKey
     definition: str
     exact: bool
+    attention: bool = True
     case: Case
     status: Status
     run: str = ""

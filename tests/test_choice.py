@@ -8,12 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reports.answer import Answer
+from reports.answer import COMPARED_ONLY, Answer
 from reports.answer_text import answer_blocks
 from reports.choice import Budget, Question, choose
 from reports.interpolation import OutOfRange, bytes_at, error_at, time_at
 from reports.question import InvalidQuestion
 from reports.records import ResultsError, Row
+from reports.text_table import Table
 from reports.verdict import AHEAD, ROOM
 from tests import results_builder as builder
 from tests.results_builder import as_rows, failed, landscape, measured
@@ -211,6 +212,19 @@ def test_a_much_faster_one_that_is_nearly_sure_goes_ahead(sure_seconds: float, b
     assert (answer.outcome, answer.nearest) == ("likely" if ahead else "fits", None)
     told = "\n".join(block for block in answer_blocks(answer, {}) if isinstance(block, str))
     assert ("The fastest that surely fits is full/matmul" in told) == ahead
+
+
+def test_what_is_no_attention_is_shown_and_never_chosen() -> None:
+    lines = [measured("linear_scan/chunked", 1024), measured("full/matmul", 1024)]
+    lines[0] = lines[0] | {"attention": False}
+    answer = ask(as_rows(lines), 1024)
+    assert names(answer.fitting) == ["full/matmul"]
+    (out,) = answer.rejected
+    assert out.reasons == (COMPARED_ONLY,) and out.figures is not None and not out.may_fit
+    told = [block.title for block in answer_blocks(answer, {}) if isinstance(block, Table)]
+    assert "Not attention, for comparison" in told and "Breaks a limit, fastest first" not in told
+    only = ask(as_rows(lines[:1]), 1024)
+    assert (only.outcome, only.fits) == ("unknown", False)
 
 
 @pytest.mark.parametrize("status", ["unsupported", "out_of_memory", "timeout", "wrong", "error"])

@@ -332,3 +332,10 @@ def test_predicted_bytes_count_inputs_outputs_and_workspace(name: str) -> None:
     workspace = variant.workspace_bytes(problem, **chosen)
     assert isinstance(workspace, int) and workspace >= 0
     assert variant.predicted_bytes(problem) == problem.input_output_bytes + workspace
+
+
+def test_what_is_no_attention_says_so_in_its_title_and_in_its_rows() -> None:
+    definitions = {load(name).definition.name: load(name).definition for name in names()}
+    compared = {name for name, one in definitions.items() if not one.attention}
+    assert compared == {name for name, one in definitions.items() if one.title.startswith("Not attention: ")}
+    assert compared == {"gru", "depthwise_convolution", "long_convolution"}

@@ -286,6 +286,14 @@ def test_the_share_of_clean_samples() -> None:
     assert row.involuntary_switches == [1, 1, 1] and row.minor_faults == [2, 2, 2]
 
 
+@pytest.mark.parametrize(("name", "attention"), [("full/matmul", True), ("depthwise_convolution/shifted", False)])
+def test_a_row_says_whether_it_is_attention(name: str, attention: bool) -> None:
+    machine_read = {"key": "cpu-1", "ceilings": CEILINGS}
+    run = Sweep(ScriptedWorkers(), Settings(1.0, 1), machine_read, Provenance("", "", True))  # type: ignore[arg-type]
+    (case,) = plan_cases([name], [Problem(tokens=8)], "normal")
+    assert run.lost(case, "error", "gone").attention is attention
+
+
 # ---- what fits
 
 

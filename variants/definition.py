@@ -50,7 +50,7 @@ class Definition:
 
     `visible_pairs(problem, **parameters)` counts, for one head, the query-key (or query-state)
     products that the formula itself asks for; `flops_per_head` replaces 4 * head_dim per pair.
-    `default` names the variant to begin with.
+    `default` names the variant to begin with. `attention` is false of what is here for comparison only.
     `constraint(**parameters)` says why parameters do not go together, or None.
     Where query heads of one key-value head choose together, `by_group` has the oracle told `group`, how many they are.
     """
@@ -68,6 +68,7 @@ class Definition:
     flops_per_head: Callable[..., int] | None = None
     constraint: Callable[..., str | None] | None = None
     by_group: bool = False
+    attention: bool = True
 
     def resolve(self, given: Parameters | None = None) -> dict[str, int]:
         """Every parameter with its given or default value; `InvalidParameter` for an unknown name."""

@@ -60,6 +60,7 @@ DEFINITION = Definition(
     ),
     source="arXiv:1901.10430, section 2 (depthwise convolutions)",
     exact=False,
+    attention=False,
     oracle=oracle,
     visible_pairs=visible_pairs,
     default="depthwise_convolution/shifted",

@@ -68,6 +68,7 @@ DEFINITION = Definition(
     ),
     source="arXiv:1406.1078, section 2.3, the reset gate after the product as in torch",
     exact=False,
+    attention=False,
     oracle=oracle,
     visible_pairs=visible_pairs,
     default="gru/library",

@@ -80,6 +80,7 @@ DEFINITION = Definition(
     ),
     source="arXiv:2302.10866, section 3: the convolution without its gates; window rates as in its authors' code",
     exact=False,
+    attention=False,
     oracle=oracle,
     visible_pairs=visible_pairs,
     default="long_convolution/fft",
