@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -203,7 +203,8 @@ def compare_peers(request: PeerRequest, folder: Path, settings: Settings, progre
     outcome, begin = PeerOutcome(), time.monotonic()
     with PeerStore(folder) as store, Workers() as workers:
         machine = describe(workers, settings.threads)
-        session = PeerSession(workers, settings, machine, read_provenance())
+        # One process each: another package's attention is built in a way of its own, and not begun anew.
+        session = PeerSession(workers, replace(settings, processes=1), machine, read_provenance())
         rows = [new_row(pair, session) for pair in pairs]
         try:
             _measure_into(store, session, list(zip(pairs, rows, strict=True)), progress, outcome)
