@@ -3,7 +3,6 @@
 Nothing here estimates: where no counter moves, there is no figure.
 """
 
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,14 @@ from statistics import median
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from benchmarks.nvml import handle_of
+from benchmarks.nvml import handle_of, module
 
 TRIALS: Final = 3
 TRIAL_SECONDS: Final = 5.0
 """A card's counter moves about every 100 ms: over five seconds that is 2 %."""
+
+BATCH_SECONDS: Final = 0.02
+"""So long the calls in a row between two waits for the device: it must not idle while the host queues the next."""
 
 IDLE_SECONDS: Final = 2.0
 POWERCAP: Final = Path("/sys/class/powercap")
@@ -45,7 +47,9 @@ class CardMeter:
 
     def joules(self) -> float | None:
         """The counter, in joules."""
-        nvml: Any = self.nvml or importlib.import_module("pynvml")
+        nvml: Any = self.nvml or module()
+        if nvml is None:
+            return None
         try:
             nvml.nvmlInit()
         except nvml.NVMLError:
@@ -94,6 +98,7 @@ def measure_energy(
     meter: Meter,
     synchronize: Callable[[], Any],
     *,
+    call_seconds: float = BATCH_SECONDS,
     seconds: float = TRIAL_SECONDS,
     idle_seconds: float = IDLE_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
@@ -101,12 +106,13 @@ def measure_energy(
 ) -> dict[str, float]:
     """Joules of one call: median of the trials, the same less the idle draw, and the trials' relative spread.
 
-    Empty where the counter cannot be read or does not move.
+    `call_seconds` is about how long a call takes. Empty where the counter cannot be read or does not move.
     """
     idle = _drawn(lambda: sleep(idle_seconds), meter, clock)
     if idle is None:
         return {}
     idle_watts = idle[0] / idle[1]
+    batch = max(1, round(BATCH_SECONDS / max(call_seconds, 1e-9)))
     gross, net = [], []
     for _ in range(TRIALS):
         calls = 0
@@ -115,9 +121,10 @@ def measure_energy(
             nonlocal calls
             end = clock() + seconds
             while clock() < end:
-                call()
+                for _ in range(batch):
+                    call()
                 synchronize()
-                calls += 1
+                calls += batch
 
         drawn = _drawn(trial, meter, clock)
         if drawn is None or drawn[0] <= 0:

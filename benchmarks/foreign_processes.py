@@ -1,9 +1,10 @@
 """Processes of others on a card, as NVML lists them, read while this program has none there."""
 
-import importlib
 import time
 from types import ModuleType
 from typing import Final
+
+from benchmarks.nvml import handle_of, module
 
 AGAIN_SECONDS: Final = 0.5
 
@@ -25,13 +26,15 @@ def foreign_processes(uuid: str, nvml: ModuleType | None = None) -> dict[int, in
 
 
 def _read(uuid: str, nvml: ModuleType | None) -> dict[int, int]:
-    nvml = nvml or importlib.import_module("pynvml")  # imported on machines with a card only
+    nvml = nvml or module()
+    if nvml is None:
+        return {}
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
         return {}
     try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        handle, _ = handle_of(uuid, nvml)
         # A driver in a container may keep the bytes of others to itself.
         return {each.pid: each.usedGpuMemory or 0 for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
     except nvml.NVMLError:

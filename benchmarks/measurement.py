@@ -59,7 +59,9 @@ class Measurement(msgspec.Struct, kw_only=True):
     each process that the case was timed in;
     descriptors are of the inputs, as `benchmarks.descriptors` names them. On CUDA `seconds` is the
     device's time with a flushed L2, `hot_seconds` that of a replayed graph, `latency_seconds` what
-    the host waits. Energy is of one call, net of what the device draws idle; its spread is over trials.
+    the host waits, and `host_bound_share` the share of calls in whose device time the card waited for the host.
+    `reserved_bytes` is all that the allocator held of the card, inputs included.
+    Energy is of one call, net of what the device draws idle; its spread is over trials.
     """
 
     schema: int = SCHEMA
@@ -90,6 +92,7 @@ class Measurement(msgspec.Struct, kw_only=True):
     noisy: bool | None = None
     timer: str | None = None
     latency_seconds: float | None = None
+    host_bound_share: float | None = None
     hot_seconds: float | None = None
     hot_reason: str = ""
     device_state: dict[str, float | str] = {}
@@ -111,6 +114,7 @@ class Measurement(msgspec.Struct, kw_only=True):
     predicted_bytes: int | None = None
     extra_bytes: int | None = None
     total_bytes: int | None = None
+    reserved_bytes: int | None = None
     energy_joules: float | None = None
     energy_net_joules: float | None = None
     energy_spread: float | None = None

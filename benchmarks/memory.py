@@ -44,8 +44,11 @@ def self_test() -> None:
         raise InstrumentFault(f"a tensor of {SELF_TEST_BYTES} bytes reads as {peak} (peak) and {held} (held)")
 
 
-def measure_cuda_bytes(call: Callable[[], Any], device: str) -> tuple[int, int]:
-    """Peak and final bytes of the caching allocator during `call`, less what was there before."""
+def measure_cuda_bytes(call: Callable[[], Any], device: str) -> tuple[int, int, int]:
+    """Peak and final bytes of the caching allocator during `call`, less what was there before; and its reserve.
+
+    The reserve is all that the allocator held of the card at its peak, in whole segments, inputs included.
+    """
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
@@ -53,6 +56,7 @@ def measure_cuda_bytes(call: Callable[[], Any], device: str) -> tuple[int, int]:
     result = call()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
+    reserved = torch.cuda.max_memory_reserved(device)
     held = torch.cuda.memory_allocated(device) - before
     del result
-    return peak, held
+    return peak, held, reserved

@@ -6,9 +6,10 @@ is a deprecated wrapper.
 
 import importlib
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from statistics import median
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 BRAKES = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 """Clock event reasons under which a sample is not of the card but of its cooling or supply."""
@@ -17,13 +18,22 @@ POWER_CAP = "SwPowerCap"
 """The card's own power limit: it belongs to the card, so samples under it count, and are tagged."""
 
 
+FULL_CLOCK: Final = 0.75
+"""Below this share of its greatest clock a card was still waking up, or slowed by what it does not tell."""
+
+EXPLAINED: Final = (POWER_CAP, "ApplicationsClocksSetting", "UserDefinedClocks", "SyncBoost", "DisplayClockSetting")
+"""Reasons for a low clock that belong to the card as it is set up."""
+
+
 def read_card(uuid: str, nvml: ModuleType | None = None) -> dict[str, float | str]:
     """Clocks (MHz), temperature (°C), power (W) and clock event reasons of the card with that UUID.
 
     What a card, a slice of one, a driver or an old module does not tell is left out; without NVML
     the dictionary names that.
     """
-    nvml = nvml or importlib.import_module("pynvml")  # imported on machines with a card only
+    nvml = nvml or module()
+    if nvml is None:
+        return {"nvml": "the package nvidia-ml-py is not installed"}
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -40,6 +50,11 @@ def read_card(uuid: str, nvml: ModuleType | None = None) -> dict[str, float | st
     finally:
         nvml.nvmlShutdown()
     return state
+
+
+def module() -> Any | None:
+    """NVML's module, imported on machines with a card only; None where it is not installed."""
+    return importlib.import_module("pynvml") if find_spec("pynvml") else None
 
 
 def handle_of(uuid: str, nvml: Any) -> tuple[Any, bool]:
@@ -107,3 +122,12 @@ def event_names(nvml: Any, mask: int) -> list[str]:
 def braked(state: dict[str, float | str]) -> bool:
     """Whether a thermal or power brake was on, so that the sample must be rejected."""
     return any(brake in str(state.get("clock_events", "")) for brake in BRAKES)
+
+
+def slow(state: dict[str, float | str]) -> bool:
+    """Whether the clock is far below the card's own, and no setting or limit of power says why."""
+    now, most = state.get("sm_mhz"), state.get("sm_max_mhz")
+    if not isinstance(now, float) or not isinstance(most, float):
+        return False
+    events = str(state.get("clock_events", ""))
+    return now < FULL_CLOCK * most and not any(reason in events for reason in EXPLAINED)

@@ -70,6 +70,19 @@ def profile_call(
     }
 
 
+def names_of_call(call: Callable[[], Any], device: str) -> tuple[list[str], list[str]]:
+    """The operators of one call on a card in their order, and its kernels, the longest first.
+
+    Both are of the profiler; where the driver lets no one look, there are no kernels.
+    """
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        result = call()
+        torch.cuda.synchronize(device)
+    del result
+    operators = [event.name for event in profiler.events() or [] if event.device_type == DeviceType.CPU]
+    return list(dict.fromkeys(operators)), [kernel["name"] for kernel in kernel_times(profiler)]
+
+
 def operator_times(profiler: profile, cuda: bool) -> list[dict[str, Any]]:
     """Time of each operator itself, without those it calls, on the device; the longest first."""
     found = []

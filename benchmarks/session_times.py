@@ -92,6 +92,8 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
     row.cpu_seconds = median_interval(row.cpu_samples)[0]
     latencies = [sample.latency_seconds for sample in samples if sample.latency_seconds is not None]
     row.latency_seconds = median_interval(latencies)[0] if latencies else None
+    shares = [sample.host_bound_share for sample in samples if sample.host_bound_share is not None]
+    row.host_bound_share = sum(shares) / len(shares) if shares else None
     row.device_state = joined(entry.states)
     busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
     row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)
@@ -119,7 +121,7 @@ def add_ceiling(row: Measurement, ceilings: dict[str, Any]) -> None:
     if row.seconds < arithmetic / 1.5:
         row.status = "error"
         row.reason = f"a fault of the measurement: {row.seconds:.3g} s, but the arithmetic takes {arithmetic:.3g} s"
-        times = ("seconds", "seconds_low", "seconds_high", "cpu_seconds", "latency_seconds")
+        times = ("seconds", "seconds_low", "seconds_high", "cpu_seconds", "latency_seconds", "hot_seconds")
         for name in (*times, "ratio", "ratio_low", "ratio_high", *CPU_RATIO, "twin_ratio"):
             setattr(row, name, None)
         row.process_ratios = row.process_cpu_ratios = []

@@ -4,7 +4,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -54,6 +54,7 @@ class Sweep:
         self.random = random.Random(settings.seed)
         self.measured_seconds = 0.0
         self.references = References(workers, settings.threads, settings.timeout_seconds)
+        self.resting: dict[str, list[Worker]] = {}
 
     def measure(
         self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
@@ -71,6 +72,7 @@ class Sweep:
                 left += self._measure_session(session, share, report, stop)
         finally:
             self.references.close()
+            self._dismiss()
         return left
 
     def measure_errors(
@@ -124,7 +126,8 @@ class Sweep:
         used = beside
         for entry in entries:
             need = predicted_process_bytes(entry.case) + own_bytes(entry.case.problem())
-            if pack and used + need > limit:
+            # Energy takes so long that a session of several would outlast the time.
+            if pack and (used + need > limit or self.settings.energy):
                 yield pack
                 pack, used = [], beside
             pack.append(entry)
@@ -143,6 +146,7 @@ class Sweep:
         need, limit = predicted_process_bytes(entry.case), self._memory_limit(entry.case)
         if need > limit:
             self.references.clear()
+            self._dismiss()
             limit = self._memory_limit(entry.case)
         if need > limit:
             gib = 2**30
@@ -159,7 +163,7 @@ class Sweep:
         except Fault as fault:
             entry.fail(fault.status, fault.reason)
             return
-        entry.worker = worker or self.workers.start()
+        entry.worker = worker or self._worker_for(entry.case)
         arguments = (entry.case, self.settings.threads, timed, files)
         answer = self._ask(entry, "prepare", arguments)
         if answer is not None:
@@ -190,6 +194,7 @@ class Sweep:
         reference = Case.of(BASELINE, {}, problem, entries[0].case.inputs, entries[0].case.seed)
         baseline, twin = Entry(reference), Entry(reference)
         begun: list[Entry] = []
+        self._dismiss({entry.case.variant for entry in (baseline, *entries)})
         try:
             for entry in (baseline, twin, *entries):
                 if time.monotonic() >= stop:
@@ -201,11 +206,29 @@ class Sweep:
             for entry in begun[2:]:
                 self._finish(entry, stop)
                 report(self._row(entry, baseline, twin))
-        finally:
-            for entry in begun:
-                if entry.worker is not None:
-                    entry.worker.end()
+        except BaseException:  # also Ctrl-C: then a worker may be in the middle of an answer
+            _end_workers(begun)
+            raise
+        self._let_rest(begun)
         return [entry.case for entry in entries[max(0, len(begun) - 2) :]]
+
+    def _worker_for(self, case: Case) -> Worker:
+        resting = self.resting.get(case.variant)
+        return resting.pop() if resting else self.workers.start()
+
+    def _let_rest(self, entries: Sequence[Entry]) -> None:
+        """End the entries' workers, but keep a card's, whose start takes seconds, for the variants' next problem."""
+        if entries and entries[0].case.device == "cpu":
+            _end_workers(entries)
+        for entry in entries:
+            if entry.worker is not None and self._ask(entry, "rest", ()) is not None:
+                self.resting.setdefault(entry.case.variant, []).append(entry.worker)
+
+    def _dismiss(self, but: Collection[str] = ()) -> None:
+        """End the resting workers of all variants but those."""
+        for name in [name for name in self.resting if name not in but]:
+            for worker in self.resting.pop(name):
+                worker.end()
 
     def lost(self, case: Case, status: str, reason: str) -> Measurement:
         """The row of a case of which nothing came back."""
@@ -266,7 +289,7 @@ class Sweep:
         if entry.worker is None:
             return
         if not entry.samples:
-            entry.fail("error", "every sample was taken under a thermal or power brake")
+            entry.fail("error", "every sample was taken under a thermal or power brake, or at a fraction of the clock")
             return
         if not self.settings.energy or time.monotonic() >= stop:
             return
@@ -308,6 +331,13 @@ class Sweep:
             add_times(row, entry, baseline, twin)
             add_ceiling(row, self.machine["ceilings"])
         return row
+
+
+def _end_workers(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        if entry.worker is not None:
+            entry.worker.end()
+            entry.worker = None
 
 
 def _taken_over(kept: Entry | None, case: Case) -> Worker | None:

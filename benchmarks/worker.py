@@ -1,7 +1,10 @@
 """The measuring side of the instrument: one process, one case, killed when it is done or at fault."""
 
+import gc
+import math
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ from benchmarks.accuracy import Errors, checked_gradients, checked_rows, errors_
 from benchmarks.allocator import release_heap, retain_heap
 from benchmarks.clock import CPU_TIMER, CUDA_TIMER, REFILL_UP_TO_SECONDS, CudaClock, Sample, calls_for, measure_cpu
 from benchmarks.inputs import UnavailableInputs, make_inputs
+from benchmarks.kernel_names import kernel_on_card, kernel_on_cpu
 from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
-from benchmarks.nvml import braked, read_card
+from benchmarks.nvml import braked, read_card, slow
 from benchmarks.ranges import named_range
 from benchmarks.reference_files import (
     Files,
@@ -35,6 +39,8 @@ from variants.variant import Variant
 
 WARM_UP_CALLS = 3
 WARM_UP_SECONDS = 4.0
+RECOVERY_SECONDS = 0.2
+"""A pause after a sample that is rejected, for the card to cool or wake up."""
 SMALL_PAIRS = 2**21
 """Up to so many pairs the proof runs on one thread: many small steps on several wait for one another, on a
 busy machine ten times longer than they work."""
@@ -99,7 +105,8 @@ class Bench:
         self.call: Callable[[], Any] = lambda: None
         self.ranged_call = self.call
         self.calls, self.refill = 1, True
-        self.call_seconds = 0.0
+        self.operators: list[str] = []
+        self.call_seconds = self.warm_seconds = 0.0
         self.cuda: CudaClock | None = None
         self.uuid = ""
 
@@ -156,6 +163,7 @@ class Bench:
         # One call that is not timed serves the proof; it also compiles whatever compiles.
         begin = time.perf_counter()
         out = canonical(run(*inputs), variant.layout)
+        wait_for(problem)
         first_seconds = self.call_seconds = time.perf_counter() - begin
         figures = self._proof(out, reference, problem) | {"descriptors": reference.descriptors}
         if problem.mode == "training":
@@ -168,14 +176,15 @@ class Bench:
         seconds = self._warm_up(problem, first_seconds)
         self._set_clock(problem, calls_for(seconds), seconds)
         hot = hot_figures(self.cuda, self.call) if self.cuda else {}
-        peak_bytes, _, operators = self._bytes(self._counted_call, problem)
+        peak_bytes, _, reserved_bytes = self._bytes(self._counted_call, problem)
         # The output, and in training the gradients, are allocated in the call but are no extra.
         results = problem.input_output_bytes // 2 if problem.mode == "training" else problem.query_bytes
         extra_bytes = max(0, held_bytes + peak_bytes - results)
         figures |= {
             "extra_bytes": extra_bytes,
             "total_bytes": problem.input_output_bytes + extra_bytes,
-            "kernel": kernel_name(operators),
+            "reserved_bytes": reserved_bytes,
+            "kernel": self._kernel(problem, getattr(run, "ran", "")),
             "calls_per_sample": 1 if self.cuda else self.calls,
             "timer": CUDA_TIMER if self.cuda else CPU_TIMER,
             "warm_seconds": seconds,
@@ -192,8 +201,7 @@ class Bench:
         _, self.call, self.ranged_call = self._calls(run, inputs, problem, variant.layout)
         begin = time.perf_counter()
         self.call()
-        if problem.device_type == "cuda":
-            torch.cuda.synchronize(problem.device)
+        wait_for(problem)
         self.call_seconds = first_seconds = time.perf_counter() - begin
         self._set_clock(problem, calls, self._warm_up(problem, first_seconds))
         return {"call_seconds": self.call_seconds}
@@ -211,14 +219,25 @@ class Bench:
         return figures | {"calls_per_sample": self.calls, "warm_seconds": seconds}
 
     def sample(self) -> dict[str, Any]:
-        """One sample; on CUDA with the card's state read just after it, and whether a brake was on."""
+        """One sample; on CUDA with the card's state read just after it, and whether it braked or was not awake."""
         begin = time.perf_counter()
         sample: Sample = (
             self.cuda.measure(self.call) if self.cuda else measure_cpu(self.call, self.calls, refill=self.refill)
         )
         spent = time.perf_counter() - begin
         state = read_card(self.uuid) if self.cuda else {}
-        return {"sample": sample, "state": state, "rejected": braked(state), "call_seconds": spent}
+        rejected = braked(state) or slow(state)
+        if rejected:
+            time.sleep(RECOVERY_SECONDS)
+        return {"sample": sample, "state": state, "rejected": rejected, "call_seconds": spent}
+
+    def rest(self) -> dict[str, Any]:
+        """Let go of the case, so that this process may stay for another one of its variant."""
+        self.call = self.ranged_call = lambda: None
+        self.cuda, self.operators, self.call_seconds = None, [], 0.0
+        gc.collect()
+        torch.cuda.empty_cache()
+        return {}
 
     def energy(self) -> dict[str, Any]:
         """Joules of one call of the prepared case; nothing where no counter is to be read."""
@@ -226,7 +245,8 @@ class Bench:
 
         begin = time.perf_counter()
         meter = meter_of(self.uuid)
-        figures = measure_energy(self.call, meter, torch.cuda.synchronize if self.cuda else lambda: None)
+        wait = partial(torch.cuda.synchronize, self.cuda.device) if self.cuda else lambda: None
+        figures = measure_energy(self.call, meter, wait, call_seconds=self.warm_seconds)
         return figures | {"spent_seconds": time.perf_counter() - begin}
 
     def profile(self, case: Case, threads: int, trace: Path) -> dict[str, Any]:
@@ -318,23 +338,25 @@ class Bench:
 
     def _warm_up(self, problem: Problem, first_seconds: float) -> float:
         """Seconds of the fastest of three more calls, or of as many as fit the time for warming up."""
-        best = spent = first_seconds
+        # On CUDA the first call may have compiled for longer than that.
+        begin = 0.0 if problem.device_type == "cuda" else first_seconds
+        best, spent = begin or math.inf, begin
         for _ in range(WARM_UP_CALLS):
             if spent > WARM_UP_SECONDS:
                 break
             start = time.perf_counter()
             self.call()
-            if problem.device_type == "cuda":
-                torch.cuda.synchronize(problem.device)
+            wait_for(problem)
             seconds = time.perf_counter() - start
             best, spent = min(best, seconds), spent + seconds
-        self.call_seconds += spent - first_seconds
+        self.call_seconds += spent - begin
         return best
 
     def _set_clock(self, problem: Problem, calls: int, seconds: float) -> None:
-        """What `sample` takes, for a call of so many seconds."""
+        """What `sample` and `energy` take, for a call of so many seconds."""
+        self.warm_seconds = seconds
         if problem.device_type == "cuda":
-            self.cuda = CudaClock(problem.device)
+            self.cuda = CudaClock(problem.device, seconds)
             self.uuid = f"GPU-{torch.cuda.get_device_properties(problem.device).uuid}"
         self.calls, self.refill = calls, seconds <= REFILL_UP_TO_SECONDS
 
@@ -345,16 +367,31 @@ class Bench:
         self.call_seconds += time.perf_counter() - begin
         return result
 
-    def _bytes(self, call: Callable[[], Any], problem: Problem) -> tuple[int, int, list[str]]:
+    def _bytes(self, call: Callable[[], Any], problem: Problem) -> tuple[int, int, int | None]:
+        """Peak and final bytes of a call; on CUDA also the allocator's reserve, on a CPU its operators are kept."""
         if problem.device_type == "cuda":
-            peak, held = measure_cuda_bytes(call, problem.device)
-            return peak, held, measure_cpu_bytes(call)[2]
-        return measure_cpu_bytes(call)
+            return measure_cuda_bytes(call, problem.device)
+        peak, held, self.operators = measure_cpu_bytes(call)
+        return peak, held, None
+
+    def _kernel(self, problem: Problem, ran: str) -> str:
+        """What ran in the call whose memory was measured; `ran` is what the variant says of its choice."""
+        if problem.device_type == "cuda":
+            from benchmarks.profiling import names_of_call  # of no use on a machine without a card
+
+            return kernel_on_card(*names_of_call(self.call, problem.device), ran)
+        return kernel_on_cpu(self.operators)
 
 
 def limit_threads(problem: Problem, threads: int) -> None:
     """As many as are asked for, or one for a short problem's proof."""
     torch.set_num_threads(threads if problem.tokens * problem.kv_tokens > SMALL_PAIRS else 1)
+
+
+def wait_for(problem: Problem) -> None:
+    """Until the problem's card has done what was queued; nothing on a CPU."""
+    if problem.device_type == "cuda":
+        torch.cuda.synchronize(problem.device)
 
 
 def canonical(x: Tensor, layout: str) -> Tensor:
@@ -369,14 +406,3 @@ def hot_figures(clock: CudaClock, call: Callable[[], Any]) -> dict[str, Any]:
     except RuntimeError as error:
         torch.cuda.synchronize(clock.device)
         return {"hot_reason": f"no graph: {first_line(error)}"}
-
-
-def kernel_name(operators: list[str]) -> str:
-    """The attention kernel that ran, or the operators that did the products."""
-    fused = [name for name in operators if "attention" in name and not name.endswith("dot_product_attention")]
-    if fused:
-        return ", ".join(dict.fromkeys(name.removeprefix("aten::") for name in fused))
-    if any(name.startswith("Torch-Compiled Region") for name in operators):
-        return "compiled"
-    products = ("aten::bmm", "aten::baddbmm", "aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
-    return ", ".join(name.removeprefix("aten::") for name in operators if name.rstrip("_") in products) or "elementwise"

@@ -50,6 +50,20 @@ def test_energy_is_per_call_and_net_of_the_idle_draw() -> None:
     assert device.now >= 2 + 3 * 5
 
 
+def test_the_device_does_not_idle_between_short_calls() -> None:
+    device, waits = Device(), []
+    found = measure_energy(
+        device.call,
+        device,
+        lambda: waits.append(device.now),
+        call_seconds=0.004,
+        clock=device.clock,
+        sleep=device.sleep,
+    )
+    assert found["energy_joules"] == pytest.approx(2.5)
+    assert len(waits) == pytest.approx(3 * 5 / (5 * 0.010), abs=3)  # five calls to a wait
+
+
 def test_a_counter_that_stands_still_or_cannot_be_read_gives_nothing() -> None:
     assert measured(Device(moves=False)) == {}
     assert measured(Device(), NoMeter()) == {}

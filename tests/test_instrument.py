@@ -15,13 +15,14 @@ import torch
 
 from benchmarks import clock, machine, nvml, provenance, worker
 from benchmarks.accuracy import Errors, Expected
-from benchmarks.clock import calls_for, measure_cpu
+from benchmarks.clock import LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS, calls_for, cuda_calls_for, lead_seconds, measure_cpu
 from benchmarks.intervals import median_interval, paired_ratio
+from benchmarks.kernel_names import kernel_on_card, kernel_on_cpu
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes
 from benchmarks.provenance import Provenance, read_provenance
 from benchmarks.reference_files import Reference, digest_of
-from benchmarks.worker import Bench, kernel_name
+from benchmarks.worker import Bench
 from tests.ready_variants import READY
 from variants import Problem
 from variants.catalogue import load
@@ -117,7 +118,36 @@ def test_operators_are_named_once() -> None:
     ],
 )
 def test_the_kernel_that_ran_is_named(operators: list[str], kernel: str) -> None:
-    assert kernel_name(operators) == kernel
+    assert kernel_on_cpu(operators) == kernel
+
+
+FLASH = "void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 64, (bool)1>, false>(flash::Flash_fwd_params)"
+WARP = "void (anonymous namespace)::softmax_warp<float, 8>(float*, int)"
+FLEX = "triton_tem_fused_flex_attention_0"
+
+
+@pytest.mark.parametrize(
+    ("operators", "kernels", "ran", "kernel"),
+    [
+        (["aten::_flash_attention_forward"], [FLASH, "x"], "", "_flash_attention_forward: flash_fwd_kernel"),
+        (["aten::empty"], ["forward"], "128×64 w8 s3", "forward: 128×64 w8 s3"),
+        (["aten::mul"], [WARP], "", "softmax_warp"),
+        (["Torch-Compiled Region: 0/0"], [FLEX], "", f"compiled: {FLEX}"),
+        (["aten::bmm"], [], "", "bmm"),  # a driver that lets no one look
+    ],
+)
+def test_the_kernel_on_a_card_is_named(operators: list[str], kernels: list[str], ran: str, kernel: str) -> None:
+    assert kernel_on_card(operators, kernels, ran) == kernel
+
+
+def test_long_calls_are_sampled_less_often_on_a_card() -> None:
+    assert [cuda_calls_for(seconds) for seconds in (0.0, 1e-5, 0.05, 0.1, 0.5, 60.0)] == [10, 10, 10, 5, 1, 1]
+
+
+def test_a_card_is_held_back_while_the_host_queues_a_call_but_not_for_long() -> None:
+    assert lead_seconds(0.0) == LEAST_LEAD_SECONDS > 0
+    assert lead_seconds(0.001) > 0.001
+    assert lead_seconds(10.0) == MOST_LEAD_SECONDS < 0.1
 
 
 @pytest.fixture
@@ -299,6 +329,22 @@ def fake_nvml(**changes: Any) -> ModuleType:
     for name, value in (names | changes).items():
         setattr(fake, name, value)
     return fake
+
+
+@pytest.mark.parametrize(
+    ("mhz", "events", "slow"),
+    [
+        (1980.0, "", False),
+        (345.0, "GpuIdle", True),  # not awake
+        (1400.0, "", True),
+        (1400.0, "SwPowerCap", False),  # the card's own limit
+        (1200.0, "ApplicationsClocksSetting", False),  # its owner's
+        (1500.0, "", False),
+    ],
+)
+def test_a_clock_far_below_the_cards_own_is_slow_where_nothing_says_why(mhz: float, events: str, slow: bool) -> None:
+    assert nvml.slow({"sm_mhz": mhz, "sm_max_mhz": 1980.0, "clock_events": events}) is slow
+    assert nvml.slow({"sm_mhz": mhz}) is False  # an old driver does not tell
 
 
 def test_a_card_is_read_in_its_units() -> None:

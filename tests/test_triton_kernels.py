@@ -29,7 +29,7 @@ from variants.local_window import triton as window
 from variants.problem import DTYPE_BYTES
 from variants.retention import decays
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE
-from variants.triton_launch import LOG2_E, Tile, padded, shared_bytes, softmax_tiles
+from variants.triton_launch import LOG2_E, Launch, Tile, padded, shared_bytes, softmax_tiles
 
 pytest.importorskip("triton", reason="built for Linux on x86-64 only")
 
@@ -91,9 +91,7 @@ class Case:
             scale=problem.head_dim**-0.5 if self.name == "retention" else 1.0,
             chunk=tile.own,
             columns=self.columns,
-            states=tile,
-            queries=tile,
-            keys=tile,
+            **dict.fromkeys(triton_scan.KERNELS, Launch(tile.warps, tile.stages)),
         )
         return triton_scan.attend(q, k, v, kernels, plan_of_scan)
 
@@ -234,19 +232,25 @@ def plain_answer(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(~visible, -torch.inf), -1) @ v
 
 
+OF_HALF = {"local_window": {"window": 24}, "blockwise_low_rank": {"block": 16, "rank": 2}}
+SHAPES_OF_HALF = (
+    {"tokens": 36, "head_dim": 32, "heads": 4, "kv_heads": 2},
+    {"tokens": 52, "head_dim": 64, "heads": 1},
+    {"tokens": 20, "head_dim": 256, "heads": 1},
+    {"tokens": 36, "head_dim": 128, "heads": 1, "causal": False},
+    {"tokens": 21, "kv_tokens": 36, "head_dim": 256, "heads": 1},
+)
 HALF = [
-    case_of(name, parameters, columns=64, causal=True, **shape)
-    for name, parameters, shape in (
-        ("local_window", {"window": 24}, {"tokens": 36, "head_dim": 64, "heads": 1}),
-        ("blockwise_low_rank", {"block": 16, "rank": 2}, {"tokens": 64, "head_dim": 64, "heads": 1}),
-        ("linear_scan", {}, {"tokens": 36, "head_dim": 64, "heads": 1}),
-        ("retention", {}, {"tokens": 36, "head_dim": 64, "heads": 1}),
-    )
+    case_of(name, OF_HALF.get(name, {}), columns=64, **{"causal": True} | shape)
+    for name in ("local_window", "blockwise_low_rank", "linear_scan", "retention", "lightning")
+    for shape in SHAPES_OF_HALF
+    # The scans with decay are causal over their own tokens only.
+    if name not in ("retention", "lightning") or not {"causal", "kv_tokens"} & shape.keys()
 ]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", [*HALF, replace(HALF[2], problem=HALF[2].problem.with_(causal=False))], ids=named)
+@pytest.mark.parametrize("case", HALF, ids=named)
 def test_half_precision_errs_at_most_twice_as_much_as_the_plain_formula(
     case: Case, dtype: str, interpreter: Interpreter
 ) -> None:
@@ -405,7 +409,7 @@ def test_tiles_fit_their_shared_memory(name: str, causal: bool, dtype: str, head
     inputs, slope = draw(problem), slope_of(problem)
     kernels = {"local_window": "window", "blockwise_low_rank": "low_rank"}.get(name, "scan")
     compiler: Any = Compiler(kernels_of(kernels), capability)
-    for index in range(3 if kernels != "scan" else 1):
+    for index in range(5 if kernels != "scan" else 1):
         tiles = {part: at_most(softmax_tiles(problem, part), index) for part in ("forward", "queries", "keys")}
         if kernels == "window":
             plan = window.Plan(255, 0, *tiles.values())

@@ -38,10 +38,11 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class ComputeCapability:
-    """A CUDA card of at least a compute capability; silent where there is no card to ask."""
+    """A CUDA card of at least a compute capability, and at most `most`; silent where there is no card to ask."""
 
     major: int
     minor: int = 0
+    most: tuple[int, int] | None = None
 
     def unmet(self, problem: Problem) -> str | None:
         """Asks the driver, so it initialises CUDA where there is a card."""
@@ -52,6 +53,8 @@ class ComputeCapability:
         found = torch.cuda.get_device_capability(problem.device)
         if found < (self.major, self.minor):
             return f"needs compute capability ≥ {self.major}.{self.minor} (this card has {found[0]}.{found[1]})"
+        if self.most is not None and found > self.most:
+            return f"needs compute capability ≤ {self.most[0]}.{self.most[1]} (this card has {found[0]}.{found[1]})"
         return None
 
 

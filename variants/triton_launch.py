@@ -26,6 +26,22 @@ LOG2_E: Final = 1.4426950408889634
 ROW_TILE: Final = 64
 
 
+class Launch(NamedTuple):
+    """Warps of a program, and tiles in flight."""
+
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler takes."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+    def __str__(self) -> str:
+        """As a row of results says it."""
+        return f"w{self.warps} s{self.stages}"
+
+
 class Tile(NamedTuple):
     """Rows of the tile that a program owns, rows of those that it visits, warps, and tiles in flight."""
 
@@ -36,8 +52,12 @@ class Tile(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """The two that the compiler takes."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        """What the compiler takes."""
+        return Launch(self.warps, self.stages).options
+
+    def __str__(self) -> str:
+        """As a row of results says it."""
+        return f"{self.own}×{self.visited} {Launch(self.warps, self.stages)}"
 
 
 def device_code(name: str) -> ModuleType:
@@ -52,22 +72,22 @@ def padded(head_dim: int) -> int:
 
 _SOFTMAX: Final[dict[str, dict[int, list[Tile]]]] = {
     "forward": {
-        64: [Tile(128, 64, 4, 3), Tile(64, 64, 4, 2)],
-        128: [Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)],
-        256: [Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 4, 2)],
+        64: [Tile(128, 64, 4, 3), Tile(128, 128, 8, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2)],
+        128: [Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)],
+        256: [Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 4, 2)],
     },
     "queries": {
-        64: [Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)],
-        128: [Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)],
+        64: [Tile(128, 64, 8, 2), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2)],
+        128: [Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)],
         256: [Tile(64, 32, 8, 2), Tile(32, 16, 4, 2)],
     },
     "keys": {
-        64: [Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)],
-        128: [Tile(128, 32, 8, 2), Tile(64, 16, 4, 2)],
+        64: [Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)],
+        128: [Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2), Tile(64, 16, 4, 2)],
         256: [Tile(64, 16, 8, 2), Tile(32, 16, 4, 2)],
     },
 }
-"""By kernel and padded head size: the best first that leave a thread its registers (compiled for sm_90)."""
+"""By kernel and padded head size: those that leave a thread its registers (compiled for sm_90), likely best first."""
 
 _FLOAT32: Final = {64: [Tile(32, 32, 4, 2), Tile(16, 16, 4, 2)], 128: [Tile(16, 16, 4, 2)], 256: [Tile(16, 16, 4, 2)]}
 """Full float32 products are unrolled into single multiplications: larger tiles compile for half a minute, and spill."""
@@ -82,16 +102,15 @@ def softmax_tiles(problem: Problem, kernel: str) -> list[Tile]:
     return _SOFTMAX[kernel][max(64, padded(problem.head_dim))]
 
 
-def fitting(problem: Problem, choices: Sequence[Tile], owned: int, visited: int) -> Tile:
-    """The first tile whose matrices fit the card's shared memory; `RuntimeError` where none does.
+def fitting(problem: Problem, choices: Sequence[Tile], owned: int, visited: int) -> list[Tile]:
+    """The tiles whose matrices fit the card's shared memory, in their order; `RuntimeError` where none does.
 
     `owned` and `visited` count the matrices of each kind that are held, the latter once for each stage.
     """
     properties = torch.cuda.get_device_properties(problem.device)
     most = int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # torch leaves it out of its stubs
-    for tile in choices:
-        if shared_bytes(problem, tile, owned, visited) <= most:
-            return tile
+    if found := [tile for tile in choices if shared_bytes(problem, tile, owned, visited) <= most]:
+        return found
     raise RuntimeError(f"no tile of this kernel fits the {most} bytes of shared memory of {properties.name}")
 
 

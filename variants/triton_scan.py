@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.problem import Problem
+from variants.tile_search import fastest, telling
 from variants.triton_launch import (
     LOG2_E,
-    Tile,
+    Launch,
     device_code,
     dot_mode,
     on_device,
@@ -27,8 +28,14 @@ PROGRAMS = 264
 """Twice the multiprocessors of a large card: a sum over all keys is split until there are as many programs."""
 
 
+KERNELS = ("states", "queries", "keys")
+
+
 class Plan(NamedTuple):
-    """What is summed: `rates` are log2 of each head's decay, None without; `features` also divides by the sums."""
+    """What is summed: `rates` are log2 of each head's decay, None without; `features` also divides by the sums.
+
+    All kernels take `chunk` rows and `columns` columns.
+    """
 
     causal: bool
     features: bool
@@ -36,10 +43,9 @@ class Plan(NamedTuple):
     scale: float
     chunk: int
     columns: int
-    states: Tile
-    queries: Tile
-    keys: Tile
-    """Of the tiles only warps and stages are read: all kernels take `chunk` rows and `columns` columns."""
+    states: Launch
+    queries: Launch
+    keys: Launch
 
 
 class _Scan(torch.autograd.Function):
@@ -206,15 +212,32 @@ def planned(
         scale=scale,
         chunk=CHUNK if not wide else CHUNK // 2,
         columns=columns,
-        states=Tile(columns, CHUNK, 4, 3 if not wide else 2),
-        queries=Tile(CHUNK, columns, 4, 2),
-        keys=Tile(CHUNK, columns, 4 if wide else 8, 2),
+        states=Launch(4, 3 if not wide else 2),
+        queries=Launch(4, 2),
+        keys=Launch(4 if wide else 8, 2),
     )
 
 
-def built(plan: Plan) -> Attention:
-    """The callable of a variant."""
+def starts(problem: Problem, plan: Plan) -> list[Plan]:
+    """The plan, and where registers allow it another whose tiles hold all columns, with more warps."""
+    width = min(128, padded(problem.head_dim))
+    if problem.dtype != "bfloat16" or width <= plan.columns:
+        return [plan]
+    wide = {name: getattr(plan, name)._replace(warps=8) for name in KERNELS}
+    return [plan, plan._replace(columns=width, **wide)]
+
+
+def choices(problem: Problem) -> dict[str, list[Launch]]:
+    """What is worth a try on the card, of each kernel of the problem's mode."""
+    launches = [Launch(warps, stages) for warps in (4, 8) for stages in (2, 3, 4)]
+    return dict.fromkeys(KERNELS if problem.mode == "training" else KERNELS[:2], launches)
+
+
+def built(problem: Problem, plan: Plan, flops: int) -> Attention:
+    """The callable of a variant, its plan tried on the card; `flops` is the work of a call."""
     kernels = device_code("scan")
+    tried = choices(problem)
+    plan = fastest(problem, starts(problem, plan), tried, flops, lambda q, k, v, plan: attend(q, k, v, kernels, plan))
 
     def run(
         q: Float[Tensor, "batch heads tokens head_dim"],
@@ -223,7 +246,7 @@ def built(plan: Plan) -> Attention:
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
         return attend(q, k, v, kernels, plan)
 
-    return run
+    return telling(run, f"{plan.chunk}×{plan.columns}", *(getattr(plan, name) for name in tried))
 
 
 def workspace_bytes(problem: Problem, *, features: bool, decay: bool) -> int:

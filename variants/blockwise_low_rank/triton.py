@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.blockwise_low_rank import DEFINITION
 from variants.problem import Problem
+from variants.tile_search import fastest, telling
 from variants.triton_launch import (
     DTYPES,
     LOG2_E,
@@ -166,8 +167,8 @@ def attend(
 
 
 def tiles(problem: Problem, kernel: str, block: int) -> list[Tile]:
-    """A kernel's tiles, best first; none taller than a block."""
-    return [_within(tile, block) for tile in softmax_tiles(problem, kernel)]
+    """A kernel's tiles, best first; none taller than a block, and none twice for that."""
+    return list(dict.fromkeys(_within(tile, block) for tile in softmax_tiles(problem, kernel)))
 
 
 def _within(tile: Tile, block: int) -> Tile:
@@ -207,16 +208,21 @@ def executed_flops(problem: Problem, *, block: int, rank: int) -> int:
     source=f"{DEFINITION.source}; online softmax and backward pass: arXiv:2307.08691, algorithms 1 and 2",
 )
 def build(problem: Problem, *, block: int, rank: int) -> Attention:
-    """Tiles are chosen for the card here; Triton compiles at the first call."""
+    """Tiles are tried on the card here, and compiled."""
     kernels = device_code("low_rank")
-    plan = Plan(
-        causal=problem.causal,
-        block=block,
-        segment=block // rank,
-        forward=fitting(problem, tiles(problem, "forward", block), owned=1, visited=2),
-        queries=fitting(problem, tiles(problem, "queries", block), owned=2, visited=2),
-        keys=fitting(problem, tiles(problem, "keys", block), owned=2, visited=2),
-        segments=fitting(problem, softmax_tiles(problem, "keys"), owned=2, visited=2),
+    choices = {
+        "forward": fitting(problem, tiles(problem, "forward", block), owned=1, visited=2),
+        "queries": fitting(problem, tiles(problem, "queries", block), owned=2, visited=2),
+        "keys": fitting(problem, tiles(problem, "keys", block), owned=2, visited=2),
+        "segments": fitting(problem, softmax_tiles(problem, "keys"), owned=2, visited=2),
+    }
+    names = list(choices) if problem.mode == "training" else ["forward"]
+    plan = fastest(
+        problem,
+        [Plan(problem.causal, block, block // rank, *(found[0] for found in choices.values()))],
+        {name: choices[name] for name in names},
+        executed_flops(problem, block=block, rank=rank),
+        lambda q, k, v, plan: attend(q, k, v, kernels, plan),
     )
 
     def run(
@@ -226,4 +232,4 @@ def build(problem: Problem, *, block: int, rank: int) -> Attention:
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
         return attend(q, k, v, kernels, plan)
 
-    return run
+    return telling(run, *(getattr(plan, name) for name in names))

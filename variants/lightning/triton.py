@@ -31,5 +31,6 @@ def executed_flops(problem: Problem) -> int:
     source="arXiv:2401.04658, algorithms 1 and 2",
 )
 def build(problem: Problem) -> Attention:
-    """The rates of decay go to the card here; Triton compiles at the first call."""
-    return built(planned(problem, features=False, log_decay=-rates(problem.heads)))
+    """The rates of decay go to the card here, and the tiles are tried there."""
+    plan = planned(problem, features=False, log_decay=-rates(problem.heads))
+    return built(problem, plan, executed_flops(problem))

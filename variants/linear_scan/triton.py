@@ -30,5 +30,6 @@ def executed_flops(problem: Problem) -> int:
     source="arXiv:2006.16236; chunkwise form: arXiv:2312.06635, section 4",
 )
 def build(problem: Problem) -> Attention:
-    """Triton compiles at the first call."""
-    return built(planned(problem, features=True))
+    """The tiles are tried on the card here, and compiled."""
+    plan = planned(problem, features=True)
+    return built(problem, plan, executed_flops(problem))

@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.local_window import DEFINITION, reach
 from variants.problem import Problem
+from variants.tile_search import fastest, telling
 from variants.triton_launch import (
     DTYPES,
     LOG2_E,
@@ -134,13 +135,20 @@ def executed_flops(problem: Problem, *, window: int) -> int:
     source=f"{DEFINITION.source}; online softmax and backward pass: arXiv:2307.08691, algorithms 1 and 2",
 )
 def build(problem: Problem, *, window: int) -> Attention:
-    """Tiles are chosen for the card here; Triton compiles at the first call."""
+    """Tiles are tried on the card here, and compiled."""
     kernels = device_code("window")
-    plan = Plan(
-        *reach(window, problem.causal),
-        forward=fitting(problem, softmax_tiles(problem, "forward"), owned=1, visited=2),
-        queries=fitting(problem, softmax_tiles(problem, "queries"), owned=2, visited=2),
-        keys=fitting(problem, softmax_tiles(problem, "keys"), owned=2, visited=2),
+    choices = {
+        "forward": fitting(problem, softmax_tiles(problem, "forward"), owned=1, visited=2),
+        "queries": fitting(problem, softmax_tiles(problem, "queries"), owned=2, visited=2),
+        "keys": fitting(problem, softmax_tiles(problem, "keys"), owned=2, visited=2),
+    }
+    names = list(choices) if problem.mode == "training" else ["forward"]
+    plan = fastest(
+        problem,
+        [Plan(*reach(window, problem.causal), *(tiles[0] for tiles in choices.values()))],
+        {name: choices[name] for name in names},
+        executed_flops(problem, window=window),
+        lambda q, k, v, plan: attend(q, k, v, kernels, plan),
     )
 
     def run(
@@ -150,4 +158,4 @@ def build(problem: Problem, *, window: int) -> Attention:
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
         return attend(q, k, v, kernels, plan)
 
-    return run
+    return telling(run, *(getattr(plan, name) for name in names))

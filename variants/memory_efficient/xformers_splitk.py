@@ -1,11 +1,9 @@
 """xformers' split-K kernel, which divides the keys among programs: for one query over a long cache, on CUDA."""
 
-from jaxtyping import Float
-from torch import Tensor
-
 from variants.problem import Problem
 from variants.requirement import ComputeCapability, Limit, Package
 from variants.variant import Attention, variant
+from variants.xformers_attention import calling
 
 MOST_SPLITS = 512
 """The kernel's own limit."""
@@ -36,22 +34,7 @@ def workspace_bytes(problem: Problem) -> int:
     source="github.com/facebookresearch/xformers, xformers/ops/fmha/triton_splitk.py",
 )
 def build(problem: Problem) -> Attention:
-    """The last query sees every key, so it needs no mask; grouped queries use xformers' five-axis form."""
+    """The kernel has no backward pass."""
     from xformers import ops  # optional, and slow to import
 
-    kernel = ops.fmha.triton_splitk.FwOp
-
-    def run(
-        q: Float[Tensor, "batch tokens heads head_dim"],
-        k: Float[Tensor, "batch kv_tokens kv_heads head_dim"],
-        v: Float[Tensor, "batch kv_tokens kv_heads head_dim"],
-    ) -> Float[Tensor, "batch tokens heads head_dim"]:
-        if problem.group == 1:
-            out: Tensor = ops.memory_efficient_attention_forward(q, k, v, op=kernel)
-            return out
-        grouped = q.unflatten(2, (problem.kv_heads, problem.group))
-        spread = (x.unsqueeze(3).expand(-1, -1, -1, problem.group, -1) for x in (k, v))
-        merged: Tensor = ops.memory_efficient_attention_forward(grouped, *spread, op=kernel)
-        return merged.flatten(2, 3)
-
-    return run
+    return calling(problem, (ops.fmha.triton_splitk.FwOp, None))

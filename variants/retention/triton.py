@@ -31,5 +31,6 @@ def executed_flops(problem: Problem) -> int:
     source="arXiv:2307.08621, equation 7",
 )
 def build(problem: Problem) -> Attention:
-    """The rates of decay go to the card here; Triton compiles at the first call."""
-    return built(planned(problem, features=False, scale=problem.head_dim**-0.5, log_decay=decays(problem.heads).log()))
+    """The rates of decay go to the card here, and the tiles are tried there."""
+    plan = planned(problem, features=False, scale=problem.head_dim**-0.5, log_decay=decays(problem.heads).log())
+    return built(problem, plan, executed_flops(problem))

@@ -1,0 +1,30 @@
+"""FlashAttention-3 with its window_size, on Hopper."""
+
+from variants.flash_attention import DTYPES, HEAD_SIZES, SOME_KEYS, calling, lse_bytes
+from variants.local_window import reach
+from variants.problem import Problem
+from variants.requirement import ComputeCapability, Package
+from variants.variant import Attention, variant
+
+
+def workspace_bytes(problem: Problem, *, window: int) -> int:
+    """As without a window."""
+    return lse_bytes(problem)
+
+
+@variant(
+    "local_window/flash_attn_3",
+    summary="the package flash-attn-3, its flash_attn_func with window_size",
+    devices=("cuda",),
+    dtypes=DTYPES,
+    modes=("forward", "training", "decode"),
+    workspace_bytes=workspace_bytes,
+    layout="bnhd",
+    requires=(Package("flash-attn-3", "3.0.0b1"), ComputeCapability(9), HEAD_SIZES, SOME_KEYS),
+    source="arXiv:2407.08608; github.com/Dao-AILab/flash-attention, hopper",
+)
+def build(problem: Problem, *, window: int) -> Attention:
+    """Both numbers of window_size are inclusive, as in FlashAttention-2."""
+    from flash_attn_interface import flash_attn_func
+
+    return calling(flash_attn_func, causal=problem.causal, window_size=reach(window, problem.causal))
