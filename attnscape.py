@@ -7,7 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    sys.stderr.write(f"attnscape: the package {missing.name} is not installed; `make test` sets everything up\n")
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from benchmarks.campaign import Outcome, Request
@@ -20,6 +24,7 @@ NOTHING_FITS: Final = 1
 TUNING_SECONDS: Final = 300.0
 RESULTS: Final = Path("results")
 ASV_RESULTS: Final = Path(".asv/results")
+ROOMS: Final = ("variants", "benchmarks", "reports")
 
 app = typer.Typer(
     name="attnscape",
@@ -62,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused("stopped")
     except OSError as error:
         return _refused(_os_text(error))
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] in ROOMS:
+            raise
+        return _refused(f"the package {missing.name} is not installed; `make test` sets everything up")
     return status if isinstance(status, int) else 0
 
 

@@ -61,12 +61,13 @@ def stages(device: str) -> list[Stage]:
         return tuple(Problem.of_length(length, causal=mask, **options) for length in tokens for mask in causal)  # type: ignore[arg-type]  # fields are checked at construction
 
     trains = [name for name in every if "training" in load(name).modes]
+    # Whole curves first: a choice needs the lengths of one shape rather than one length of every shape.
     landscape = [
         problem
-        for length in parse_lengths("256:131072")
-        for head_dim in (64, 128)
-        for mode in ("forward", "training", "decode")
-        for problem in shapes([length], (True, False), head_dim=head_dim, mode=mode)
+        for causal in (True, False)
+        for mode in ("forward", "decode", "training")
+        for head_dim in (128, 64)
+        for problem in shapes(parse_lengths("256:131072"), (causal,), head_dim=head_dim, mode=mode)
     ]
     fused = of("memory_efficient")
     windows = tuple(name for name in of("local_window") if name not in WITH_A_DENSE_MASK)

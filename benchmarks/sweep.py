@@ -285,13 +285,15 @@ class Sweep:
         self.measured_seconds += answer["call_seconds"]
 
     def _finish(self, entry: Entry, stop: float) -> None:
-        """What comes after the rounds: energy, since seconds of calls without a pause heat what the others run on."""
+        """What comes after the rounds, since it would tell on them: the profiler of a card, and seconds of calls."""
         if entry.worker is None:
             return
         if not entry.samples:
             entry.fail("error", "every sample was taken under a thermal or power brake, or at a fraction of the clock")
             return
-        if not self.settings.energy or time.monotonic() >= stop:
+        if entry.case.device != "cpu" and (answer := self._ask(entry, "kernel", ())) is not None:
+            entry.figures["kernel"] = answer["kernel"]
+        if entry.worker is None or not self.settings.energy or time.monotonic() >= stop:
             return
         answer = self._ask(entry, "energy", ())
         if answer is not None:

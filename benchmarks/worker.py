@@ -106,6 +106,7 @@ class Bench:
         self.ranged_call = self.call
         self.calls, self.refill = 1, True
         self.operators: list[str] = []
+        self.ran = ""
         self.call_seconds = self.warm_seconds = 0.0
         self.cuda: CudaClock | None = None
         self.uuid = ""
@@ -160,6 +161,7 @@ class Bench:
                 build()
         run = built[0]
         inputs, self.call, self.ranged_call = self._calls(run, reference.inputs, problem, variant.layout)
+        self.ran = getattr(run, "ran", "")
         # One call that is not timed serves the proof; it also compiles whatever compiles.
         begin = time.perf_counter()
         out = canonical(run(*inputs), variant.layout)
@@ -184,7 +186,7 @@ class Bench:
             "extra_bytes": extra_bytes,
             "total_bytes": problem.input_output_bytes + extra_bytes,
             "reserved_bytes": reserved_bytes,
-            "kernel": self._kernel(problem, getattr(run, "ran", "")),
+            "kernel": kernel_on_cpu(self.operators) if self.cuda is None else "",
             "calls_per_sample": 1 if self.cuda else self.calls,
             "timer": CUDA_TIMER if self.cuda else CPU_TIMER,
             "warm_seconds": seconds,
@@ -231,6 +233,16 @@ class Bench:
             time.sleep(RECOVERY_SECONDS)
         return {"sample": sample, "state": state, "rejected": rejected, "call_seconds": spent}
 
+    def kernel(self) -> dict[str, Any]:
+        """What ran on the card, after the samples: a profiler that was once there may slow later launches."""
+        from benchmarks.profiling import names_of_call  # of no use on a machine without a card
+
+        assert self.cuda is not None
+        try:
+            return {"kernel": kernel_on_card(*names_of_call(self.call, self.cuda.device), self.ran)}
+        except RuntimeError as error:  # another profiler may hold the card: no reason to lose what was measured
+            return {"kernel": f"not seen: {first_line(error)}"}
+
     def rest(self) -> dict[str, Any]:
         """Let go of the case, so that this process may stay for another one of its variant."""
         self.call = self.ranged_call = lambda: None
@@ -259,6 +271,8 @@ class Bench:
         figures = self.prepare(case, threads, True)
         samples = [self.sample()["sample"] for _ in range(PROFILED_SAMPLES)]
         problem = case.problem()
+        if self.cuda is not None:
+            figures |= self.kernel()
         described = {name: figures[name] for name in ("kernel", "extra_bytes", "total_bytes", "implementation_error")}
         return described | profile_call(self.call, self.ranged_call, problem, samples, trace, self.calls)
 
@@ -373,14 +387,6 @@ class Bench:
             return measure_cuda_bytes(call, problem.device)
         peak, held, self.operators = measure_cpu_bytes(call)
         return peak, held, None
-
-    def _kernel(self, problem: Problem, ran: str) -> str:
-        """What ran in the call whose memory was measured; `ran` is what the variant says of its choice."""
-        if problem.device_type == "cuda":
-            from benchmarks.profiling import names_of_call  # of no use on a machine without a card
-
-            return kernel_on_card(*names_of_call(self.call, problem.device), ran)
-        return kernel_on_cpu(self.operators)
 
 
 def limit_threads(problem: Problem, threads: int) -> None:

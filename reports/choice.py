@@ -19,6 +19,7 @@ from reports.notes import notes_on, rounding_note
 from reports.question import Budget, Question
 from reports.records import ResultsError, Row
 from reports.relaxation import nearest_budgets
+from reports.session_drift import session_drift
 from reports.shape import Shape
 from reports.verdict import judged, ranked
 
@@ -69,7 +70,7 @@ def choose(
         if target is None and not proved:
             raise
         return _unmeasured(question, budget, machine, cards, floors, str(error))
-    forecast = Forecast(found, question.shape, declare, cards.source)
+    forecast = Forecast(found, question.shape, declare, cards.source, session_drift(rows))
     candidates, failed = with_figures(forecast, question, cards)
     fitting, broken = judged(candidates, budget)
     order = ranked(fitting)

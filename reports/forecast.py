@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import median
+from statistics import NormalDist, median
 from typing import TYPE_CHECKING, Final
 
-from reports.calibration import spread
+from reports.calibration import LEVEL, spread
 from reports.cards import Card
 from reports.curve import TIMED_INPUTS, Curve, Figures, Reason, Unavailable, failures
 from reports.declared_costs import Declare, DeclaredCosts
@@ -30,12 +30,16 @@ INTERVAL_WIDTHS: Final = 2 * 1.96
 
 @dataclass(frozen=True)
 class Forecast:
-    """Every curve of one shape on one machine; `card` sets the roofline below which no time is foretold."""
+    """Every curve of one shape on one machine; `card` sets the roofline below which no time is foretold.
+
+    `drift` is the standard deviation of the machine's pace from run to run, as `session_drift` finds it.
+    """
 
     curves: Sequence[Curve]
     shape: Shape
     declare: Declare
     card: Card | None = None
+    drift: float = 0.0
 
     def figures_at(self, curve: Curve, length: int, inputs: str | None = None) -> Figures:
         """The figures of one of the curves. Raises `Unavailable` with every reason."""
@@ -57,7 +61,8 @@ class Forecast:
         if below == above:
             return figures
         doublings = math.log2(above / below)
-        time, memory = self._time_spread * doublings, self._memory_spread * doublings
+        time = math.hypot(self._time_spread * doublings, self._drift_band)
+        memory = self._memory_spread * doublings
         errors = self._error_spread(figures.error_inputs) * doublings
         return replace(
             figures,
@@ -81,7 +86,8 @@ class Forecast:
             raise Unavailable([Reason("unpredictable", str(refusal))]) from refusal
         floor = self._floor_seconds(curve, timed, length)
         total, extra, gap = self._memory(timed, length)
-        seconds, low, high = (max(floor, end) for end in (answer.seconds, answer.low, answer.high))
+        banded = Figure(answer.seconds, "extrapolated", answer.low, answer.high).widened(self._drift_band)
+        seconds, low, high = (max(floor, end) for end in (banded.value, banded.least, banded.most))
         return Figures(
             seconds=Figure(seconds, "extrapolated", low, high),
             total_bytes=total,
@@ -122,6 +128,11 @@ class Forecast:
             return self.costs(curve).flops(length) / peak
         except Unavailable:
             return 0.0
+
+    @property
+    def _drift_band(self) -> float:
+        """Half of the 90 % band that the machine's pace alone asks for."""
+        return NormalDist().inv_cdf((1 + LEVEL) / 2) * self.drift
 
     @cached_property
     def _time_spread(self) -> float:

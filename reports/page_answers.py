@@ -16,6 +16,7 @@ from reports.forecast import Forecast
 from reports.interpolation import FURTHEST, Figure
 from reports.question import Budget, InvalidQuestion, Question
 from reports.records import Row
+from reports.session_drift import session_drift
 from reports.shape import Shape
 from reports.verdict import judged
 
@@ -72,7 +73,7 @@ def explored(
     except InvalidQuestion:
         return None
     card = machine_card(description, rows, shape.device)
-    forecast = Forecast(curves, shape, declare, card)
+    forecast = Forecast(curves, shape, declare, card, session_drift(rows))
     answers: dict[int, Known] = {}
     for length in offered_lengths(measured, steps):
         fitting, rejected = with_figures(forecast, question_of(shape, length), Cards(card, None))

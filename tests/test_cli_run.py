@@ -62,6 +62,26 @@ def test_list_says_of_each_variant_where_it_runs_or_every_reason_why_not(capsys:
     )
 
 
+def test_a_package_that_is_missing_is_named_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = [sys.executable, "-S", "-m", "attnscape", "gpu"]  # without any installed package
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "the package typer is not installed" in done.stderr
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.measurement", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.campaign", raising=False)
+    status, out, err = call(capsys, "run", "--plan")
+    assert (status, out, err.count("\n")) == (2, "", 1) and "the package msgspec is not installed" in err
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.campaign", None)
+    with pytest.raises(ModuleNotFoundError, match=r"benchmarks\.campaign"):
+        attnscape.main(["run", "--plan"])
+
+
 def test_check_finds_the_window_right(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "check", *WINDOWS, "--tokens", "40", "--inputs", "normal", "--set", "window=8")
     assert status == 0

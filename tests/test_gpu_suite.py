@@ -43,6 +43,21 @@ def test_every_stage_can_be_planned() -> None:
     assert all(problem.tokens % 16 for problem in proof if problem.tokens not in (1, 1000))
 
 
+def test_the_landscape_is_whole_and_goes_curve_by_curve() -> None:
+    problems = {stage.name: stage for stage in stages("cuda")}["landscape"].problems
+    lengths = [2**exponent for exponent in range(8, 18)]
+    assert len(set(problems)) == len(problems) == 2 * 3 * 2 * len(lengths)
+    assert [problem.length for problem in problems] == 12 * lengths
+    first = problems[0]
+    assert (first.head_dim, first.mode, first.causal, first.dtype) == (128, "forward", True, "bfloat16")
+    assert {(p.head_dim, p.mode, p.causal) for p in problems} == {
+        (head_dim, mode, causal)
+        for head_dim in (64, 128)
+        for mode in ("forward", "training", "decode")
+        for causal in (True, False)
+    }
+
+
 def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 

@@ -432,7 +432,8 @@ class Card(ScriptedWorkers):
 
         def noting(method: str, *given: Any) -> dict[str, Any]:
             self.asked.append(method)
-            return {"status": "ok", "spent_seconds": 0.0} if method in ("rest", "energy") else ask(method, *given)
+            after = {"rest": {}, "energy": {"spent_seconds": 0.0}, "kernel": {"kernel": "flash_fwd"}}
+            return {"status": "ok"} | after[method] if method in after else ask(method, *given)
 
         worker.ask = noting  # type: ignore[method-assign]
         worker.end = lambda: self.asked.append("end")  # type: ignore[method-assign]
@@ -453,9 +454,11 @@ def swept_on(device: str, monkeypatch: pytest.MonkeyPatch, **how: Any) -> tuple[
 def test_a_cards_workers_stay_for_the_next_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     card, rows = swept_on("cuda", monkeypatch)
     assert [row.status for row in rows] == ["ok"] * 6
+    assert {row.kernel for row in rows} == {"flash_fwd"}
     assert card.started == 4  # baseline, twin and two variants, for three problems
     assert (card.asked.count("prepare"), card.asked.count("rest"), card.asked.count("end")) == (12, 12, 4)
-    cpu, _ = swept_on("cpu", monkeypatch)
+    cpu, rows = swept_on("cpu", monkeypatch)
+    assert {row.kernel for row in rows} == {"scripted"}
     assert (cpu.started, cpu.asked.count("rest"), cpu.asked.count("end")) == (12, 0, 12)
 
 

@@ -55,13 +55,20 @@ def test_every_start_is_improved_and_the_best_is_taken(wide: float, window: int)
     assert (found, best) == (Plan(window, A, B), times[window])
 
 
-@pytest.mark.parametrize("problem", [Problem(tokens=4096), Problem(tokens=16, device="cuda")], ids=["cpu", "short"])
-def test_nothing_is_searched_without_a_card_or_for_little_work(problem: Problem) -> None:
+@pytest.mark.parametrize(
+    ("problem", "flops"),
+    [
+        (Problem(tokens=4096, dtype="bfloat16"), 2 * WORTHWHILE_FLOPS),
+        (Problem(tokens=4096, dtype="float32", device="cuda"), 2 * WORTHWHILE_FLOPS),
+        (Problem(tokens=16, dtype="bfloat16", device="cuda"), WORTHWHILE_FLOPS - 1),
+    ],
+    ids=["cpu", "float32", "short"],
+)
+def test_nothing_is_searched_without_a_card_or_for_little_work(problem: Problem, flops: int) -> None:
     def attend(*_: object) -> Tensor:
         raise AssertionError("was called")
 
     plans = [Plan(7, A, A), Plan(9, A, A)]
-    flops = WORTHWHILE_FLOPS - (problem.device == "cuda")
     assert fastest(problem, plans, {"forward": [A, B]}, flops, attend) is plans[0]
 
 
@@ -78,6 +85,7 @@ def test_every_kernel_of_a_scan_has_choices(dtype: str, widths: list[int], mode:
     plan = planned(problem, features=True)
     assert [start.columns for start in starts(problem, plan)] == widths and starts(problem, plan)[0] is plan
     found = choices(problem)
+    assert found.pop("state_columns") == ([64, 32] if dtype == "bfloat16" else [32])
     assert list(found) == ["states", "queries", *(["keys"] if mode == "training" else [])]
     for name, launches in found.items():
         assert getattr(plan, name) in launches and len(set(launches)) == len(launches) == 6

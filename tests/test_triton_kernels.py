@@ -68,6 +68,7 @@ class Case:
     parameters: dict[str, int]
     tile: Tile = TILE
     columns: int = 16
+    state_columns: int = 0
 
     @property
     def kernels(self) -> str:
@@ -91,6 +92,7 @@ class Case:
             scale=problem.head_dim**-0.5 if self.name == "retention" else 1.0,
             chunk=tile.own,
             columns=self.columns,
+            state_columns=self.state_columns or self.columns,
             **dict.fromkeys(triton_scan.KERNELS, Launch(tile.warps, tile.stages)),
         )
         return triton_scan.attend(q, k, v, kernels, plan_of_scan)
@@ -164,6 +166,12 @@ CASES = [
     case_of("local_window", {"window": 9}, tokens=20, causal=True, heads=1, head_dim=128),
     case_of("blockwise_low_rank", {"block": 8, "rank": 1}, tokens=40, causal=True, heads=1, head_dim=128),
     case_of("linear_scan", {}, columns=64, tokens=20, causal=True, heads=1, head_dim=128),
+    # States by tiles of their own.
+    *[
+        replace(case_of(name, {}, columns=32, tokens=40, causal=True, kv_heads=2), state_columns=16)
+        for name in ("linear_scan", "retention")
+    ],
+    replace(case_of("linear_scan", {}, columns=16, tokens=40, head_dim=40), state_columns=64),
 ]
 
 
@@ -476,6 +484,11 @@ def test_the_kernels_are_compiled_outside_the_interpreters_process(interpreter: 
         ("memory_efficient/flash_attn_3", "flash-attn-3 ≥ 3.0.0b1"),
         ("memory_efficient/flash_attn_4", "flash-attn-4 ≥ 4.0.0b1"),
         ("local_window/flash_attn_2", "flash-attn ≥ 2.7"),
+        ("local_window/flash_attn_3", "flash-attn-3 ≥ 3.0.0b1"),
+        ("local_window/flash_attn_4", "flash-attn-4 ≥ 4.0.0b1"),
+        ("local_window/natten", "natten ≥ 0.21"),
+        ("neighborhood/natten", "natten ≥ 0.21"),
+        ("neighborhood_2d/natten", "natten ≥ 0.21"),
         *[
             (f"{family}/fla", "fla-core ≥ 0.4")
             for family in ("linear_scan", "retention", "gated_linear", "delta_rule", "gated_delta_rule")

@@ -60,12 +60,13 @@ def fastest(
     flops: int,
     attend: Callable[..., Tensor],
 ) -> Plan:
-    """The fastest plan on the card; the first start elsewhere, and for work that is over at once.
+    """The fastest plan on the card; the first start elsewhere, for work that is over at once, and for float32.
 
+    Products of float32 are unrolled into single multiplications, which compile for too long to be tried.
     `choices` are of the fields that are searched from each start; `attend` takes q, k, v and a plan; `flops` is
     the work of a call. What the card cannot launch is no choice; `RuntimeError` where nothing can be launched.
     """
-    if problem.device_type != "cuda" or flops < WORTHWHILE_FLOPS:
+    if problem.device_type != "cuda" or problem.dtype == "float32" or flops < WORTHWHILE_FLOPS:
         return starts[0]
     training = problem.mode == "training"
     shapes = (problem.heads, problem.tokens), *[(problem.kv_heads, problem.kv_tokens)] * 2

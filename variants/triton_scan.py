@@ -34,7 +34,8 @@ KERNELS = ("states", "queries", "keys")
 class Plan(NamedTuple):
     """What is summed: `rates` are log2 of each head's decay, None without; `features` also divides by the sums.
 
-    All kernels take `chunk` rows and `columns` columns.
+    All kernels take `chunk` rows. Tiles of the states have `state_columns` rows and columns: each is a program that
+    goes through the chunks one after the other, so that few heads want many. Other tiles have `columns`.
     """
 
     causal: bool
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     scale: float
     chunk: int
     columns: int
+    state_columns: int
     states: Launch
     queries: Launch
     keys: Launch
@@ -62,7 +64,7 @@ class _Scan(torch.autograd.Function):
             kernels.outputs[(call.query_programs,)](
                 *(q, k, v, states, totals, out, norms, call.rates, *call.query_sizes(states)),
                 *(*q.stride(), *k.stride(), *v.stride(), *out.stride()),
-                **call.constants(),
+                **call.constants(plan.columns),
                 KEEP=training,
                 **plan.queries.options,
             )
@@ -87,14 +89,14 @@ class _Scan(torch.autograd.Function):
             kernels.query_gradient[(call.query_programs,)](
                 *(q, k, v, grad, norms, below, states, totals, dq, call.rates, *call.query_sizes(states)),
                 *(*given, *dq.stride()),
-                **call.constants(),
+                **call.constants(plan.columns),
                 **plan.queries.options,
             )
             states, totals = call.states(q, grad, norms, below, reverse=True)
             kernels.key_gradients[(call.key_programs,)](
                 *(q, k, v, grad, norms, below, states, totals, dk, dv, call.rates, *call.key_sizes(states)),
                 *(*given, *dk.stride(), *dv.stride()),
-                **call.constants(),
+                **call.constants(plan.columns),
                 **plan.keys.options,
             )
         return dq, dk, dv, None, None
@@ -115,7 +117,8 @@ class _Call:
         covered = self.tokens + self.offset if self.tokens else 0
         self.query_chunks = max(0, tile_count(covered, plan.chunk) - self.first_chunk)
         self.key_chunks = tile_count(self.kv_tokens, plan.chunk)
-        self.wide = tile_count(padded(self.width), min(plan.columns, padded(self.width)))
+        self.wide = padded(self.width) // min(plan.columns, padded(self.width))
+        self.state_tiles = (padded(self.width) // min(plan.state_columns, padded(self.width))) ** 2
 
     @property
     def query_programs(self) -> int:
@@ -137,13 +140,13 @@ class _Call:
         sizes = (self.tokens, self.kv_tokens, self.kv_heads, group, self.offset, states.shape[2])
         return *sizes, self.key_chunks, self.plan.scale
 
-    def constants(self) -> dict[str, Any]:
-        """What all kernels are compiled for."""
+    def constants(self, columns: int) -> dict[str, Any]:
+        """What the kernels with so many columns are compiled for."""
         mode = dot_mode(self.kernels, self.dtype)
         return {
             "WIDTH": self.width,
             "BLOCK": padded(self.width),
-            "TILE": min(self.plan.columns, padded(self.width)),
+            "TILE": min(columns, padded(self.width)),
             "CHUNK": self.plan.chunk,
             "CAUSAL": self.plan.causal,
             "DECAY": self.plan.rates is not None,
@@ -163,7 +166,7 @@ class _Call:
         chunks = self.key_chunks if self.plan.causal else tile_count(x.shape[2], self.plan.chunk)
         splits = 1
         if not self.plan.causal:
-            programs = max(1, self.batch * heads * self.wide**2)
+            programs = max(1, self.batch * heads * self.state_tiles)
             splits = max(1, min(tile_count(PROGRAMS, programs), chunks // 4))
         slots = chunks if self.plan.causal else splits
         # In bfloat16 they are rounded as factors anyway; sums of splits are not.
@@ -172,10 +175,10 @@ class _Call:
         states = torch.empty(self.batch, heads, slots, self.width, self.width, dtype=dtype, device=x.device)
         shape = (self.batch, heads, slots, self.width) if self.plan.features else (1,)
         totals = torch.empty(shape, dtype=torch.float32, device=x.device)
-        self.kernels.chunk_states[(self.batch * heads * self.wide**2 * splits,)](
+        self.kernels.chunk_states[(self.batch * heads * self.state_tiles * splits,)](
             *(x, y, norms, below, states, totals, self.rates, x.shape[2], chunks, heads, x.shape[1]),
             *(self.offset if reverse else 0, splits, tile_count(chunks, splits), *x.stride(), *y.stride()),
-            **{name: value for name, value in self.constants().items() if name != "CAUSAL"},
+            **{name: value for name, value in self.constants(self.plan.state_columns).items() if name != "CAUSAL"},
             REVERSE=reverse,
             TOTAL=not self.plan.causal,
             **self.plan.states.options,
@@ -212,6 +215,7 @@ def planned(
         scale=scale,
         chunk=CHUNK if not wide else CHUNK // 2,
         columns=columns,
+        state_columns=columns,
         states=Launch(4, 3 if not wide else 2),
         queries=Launch(4, 2),
         keys=Launch(4 if wide else 8, 2),
@@ -224,13 +228,20 @@ def starts(problem: Problem, plan: Plan) -> list[Plan]:
     if problem.dtype != "bfloat16" or width <= plan.columns:
         return [plan]
     wide = {name: getattr(plan, name)._replace(warps=8) for name in KERNELS}
-    return [plan, plan._replace(columns=width, **wide)]
+    return [plan, plan._replace(columns=width, state_columns=width, **wide)]
 
 
-def choices(problem: Problem) -> dict[str, list[Launch]]:
+def choices(problem: Problem) -> dict[str, list[Any]]:
     """What is worth a try on the card, of each kernel of the problem's mode."""
     launches = [Launch(warps, stages) for warps in (4, 8) for stages in (2, 3, 4)]
-    return dict.fromkeys(KERNELS if problem.mode == "training" else KERNELS[:2], launches)
+    return {
+        "state_columns": [64, 32] if problem.dtype == "bfloat16" else [32],
+        **dict.fromkeys(_kernels(problem), launches),
+    }
+
+
+def _kernels(problem: Problem) -> tuple[str, ...]:
+    return KERNELS if problem.mode == "training" else KERNELS[:2]
 
 
 def built(problem: Problem, plan: Plan, flops: int) -> Attention:
@@ -246,7 +257,8 @@ def built(problem: Problem, plan: Plan, flops: int) -> Attention:
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
         return attend(q, k, v, kernels, plan)
 
-    return telling(run, f"{plan.chunk}×{plan.columns}", *(getattr(plan, name) for name in tried))
+    sizes = f"{plan.chunk}×{plan.columns}", f"{plan.state_columns}²"
+    return telling(run, *sizes, *(getattr(plan, name) for name in _kernels(problem)))
 
 
 def workspace_bytes(problem: Problem, *, features: bool, decay: bool) -> int:
