@@ -15,8 +15,11 @@ HEAD_SIZES: Final = Limit(lambda p: p.head_dim <= 256 and p.head_dim % 8 == 0, "
 SOME_KEYS: Final = Limit(lambda p: p.tokens > 0 and p.kv_tokens > 0, "needs queries and keys")
 
 
-def lse_bytes(problem: Problem) -> int:
-    """The log-sum-exp; in training also the gradient of q in float32 and Σ out·gradient of each row."""
+def lse_bytes(problem: Problem, **_: int) -> int:
+    """The log-sum-exp; in training also the gradient of q in float32 and Σ out·gradient of each row.
+
+    Parameters, such as a window, change nothing.
+    """
     rows = problem.batch * problem.heads * problem.tokens
     if problem.mode != "training":
         return 4 * rows

@@ -7,18 +7,13 @@ from variants.requirement import ComputeCapability, Package
 from variants.variant import Attention, variant
 
 
-def workspace_bytes(problem: Problem, *, window: int) -> int:
-    """As without a window."""
-    return lse_bytes(problem)
-
-
 @variant(
     "local_window/flash_attn_2",
     summary="the package flash-attn, its flash_attn_func with window_size",
     devices=("cuda",),
     dtypes=DTYPES,
     modes=("forward", "training", "decode"),
-    workspace_bytes=workspace_bytes,
+    workspace_bytes=lse_bytes,
     layout="bnhd",
     requires=(Package("flash-attn", "2.7"), ComputeCapability(8), HEAD_SIZES, SOME_KEYS),
     source="arXiv:2307.08691; github.com/Dao-AILab/flash-attention",

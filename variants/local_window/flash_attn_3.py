@@ -7,18 +7,13 @@ from variants.requirement import ComputeCapability, Package
 from variants.variant import Attention, variant
 
 
-def workspace_bytes(problem: Problem, *, window: int) -> int:
-    """As without a window."""
-    return lse_bytes(problem)
-
-
 @variant(
     "local_window/flash_attn_3",
     summary="the package flash-attn-3, its flash_attn_func with window_size",
     devices=("cuda",),
     dtypes=DTYPES,
     modes=("forward", "training", "decode"),
-    workspace_bytes=workspace_bytes,
+    workspace_bytes=lse_bytes,
     layout="bnhd",
     requires=(Package("flash-attn-3", "3.0.0b1"), ComputeCapability(9), HEAD_SIZES, SOME_KEYS),
     source="arXiv:2407.08608; github.com/Dao-AILab/flash-attention, hopper",

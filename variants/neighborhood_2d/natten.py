@@ -3,15 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from variants.natten_attention import DTYPES, REQUIRES, kernel_size
-from variants.natten_attention import workspace_bytes as lse_bytes
+from variants.flash_attention import DTYPES, lse_bytes
+from variants.natten_attention import REQUIRES, kernel_size
 from variants.problem import Problem
 from variants.variant import Attention, variant
-
-
-def workspace_bytes(problem: Problem, *, window: int, dilation: int, grid_width: int) -> int:
-    """As without a window."""
-    return lse_bytes(problem)
 
 
 @variant(
@@ -20,7 +15,7 @@ def workspace_bytes(problem: Problem, *, window: int, dilation: int, grid_width:
     devices=("cuda",),
     dtypes=DTYPES,
     modes=("forward", "training"),
-    workspace_bytes=workspace_bytes,
+    workspace_bytes=lse_bytes,
     layout="bnhd",
     requires=REQUIRES,
     source="arXiv:2403.04690; arXiv:2504.16922; github.com/SHI-Labs/NATTEN",
