@@ -18,6 +18,9 @@ from variants.tiles import SCRATCH_BYTES, accumulator, flatten_heads, hidden_bia
 KEYS, SCORES = 2048, 2**20
 """The most keys and scores of a tile, 4 MiB of float32: the fastest of those tried on a CPU."""
 
+FEW_ROWS = 64
+"""Up to so many queries, as in decoding, a tile takes as many keys as its scores may be: its steps cost more."""
+
 Spans = list[tuple[slice, Tensor | None]]
 """Slices of keys that a tile of rows sees, each with its bias where it lies on the diagonal."""
 
@@ -30,14 +33,20 @@ def tile_rows(problem: Problem) -> int:
     return 256 if problem.causal else SCORES // max(1, min(KEYS, problem.kv_tokens))
 
 
+def tile_keys(problem: Problem) -> int:
+    """The most keys of a span."""
+    return KEYS if problem.tokens > FEW_ROWS else SCORES // max(1, problem.tokens)
+
+
 def tiles(problem: Problem) -> Plan:
     """Every tile of rows with its spans; equal biases are one tensor."""
+    keys = tile_keys(problem)
     biases: dict[tuple[int, int, int], Tensor | None] = {}
     plan: Plan = []
     for start in range(0, problem.tokens, tile_rows(problem)):
         rows = slice(start, min(start + tile_rows(problem), problem.tokens))
         diagonal, seen = seen_keys(problem, rows)
-        spans: Spans = [(slice(first, min(first + KEYS, diagonal)), None) for first in range(0, diagonal, KEYS)]
+        spans: Spans = [(slice(first, min(first + keys, diagonal)), None) for first in range(0, diagonal, keys)]
         if seen > diagonal:
             shape = (rows.stop - rows.start, seen - diagonal, rows.start + problem.offset - diagonal)
             if shape not in biases:
@@ -158,7 +167,7 @@ def online_workspace_bytes(problem: Problem) -> int:
     wide = max(4, problem.element_bytes)
     lse = wide * problem.batch * problem.heads * problem.tokens
     widened = 2 * wide * problem.kv_tokens * problem.head_dim if problem.element_bytes < wide else 0
-    rows, keys = min(tile_rows(problem), problem.tokens), min(KEYS, problem.kv_tokens)
+    rows, keys = min(tile_rows(problem), problem.tokens), min(tile_keys(problem), problem.kv_tokens)
     tile = wide * (rows * keys + 6 * (rows + keys) * problem.head_dim)
     masks = 2 * wide * rows * rows if problem.causal else 0
     if problem.mode != "training":

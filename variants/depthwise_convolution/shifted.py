@@ -32,11 +32,12 @@ class _Shifted(torch.autograd.Function):
         out = torch.zeros_like(q, memory_format=torch.contiguous_format)
         fv, fo = flatten_heads(v), flatten_heads(out)
         plan = list(spans(problem, taps.shape[1]))
+        first = min((keys.start for _, _, keys in plan), default=0)  # in decode few values are reached
         for head in range(fo.shape[0]):
             own = taps[head % problem.heads]
-            values, sums = fv[head // problem.group].to(taps.dtype), fo[head].to(taps.dtype)
+            values, sums = fv[head // problem.group, first:].to(taps.dtype), fo[head].to(taps.dtype)
             for tap, rows, keys in plan:
-                sums[rows].addcmul_(values[keys], own[tap])
+                sums[rows].addcmul_(values[keys.start - first : keys.stop - first], own[tap])
             if sums.dtype != out.dtype:
                 fo[head] = sums
         ctx.save_for_backward(q, k, v, taps)
