@@ -28,13 +28,16 @@ def oracle(
     causal: bool,
     width: int,
 ) -> Float64[Tensor, "batch heads rows value_dim"]:
-    """The weights of each row and key from their distance, as a dense matrix for each channel."""
+    """The sum over the keys under the filter, row by row: a matrix of weights for each channel would be too large."""
     taps = filters(v.shape[1], width, v.shape[3]).to(v.device)
     last = torch.arange(k.shape[2], device=k.device)[None, :] - (rows + (k.shape[2] - q.shape[2]))[:, None]
     tap = (0 if causal else (width - 1) // 2) - last
     inside = (tap >= 0) & (tap < width)
-    weights = taps[:, tap.clamp(0, width - 1)] * inside[..., None]
-    return torch.einsum("hije,bhje->bhie", weights, v) + 0.0 * (q.sum() + k.sum())
+    each = [
+        torch.einsum("hte,bhte->bhe", taps[:, own[seen]], v[:, :, seen]) for own, seen in zip(tap, inside, strict=True)
+    ]
+    out = torch.stack(each, 2) if each else v[:, :, :0]
+    return out + 0.0 * (q.sum() + k.sum())
 
 
 def visible_pairs(problem: Problem, *, width: int) -> int:
