@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 # A machine with a card may have no way to install anything: then its own Python, with torch and the rest, must do.
 GPU_PYTHON ?= $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON))
 GPU_RESULTS ?= results-gpu
-GPU_SECONDS ?= 540
+GPU_SECONDS ?= 500
 
 .PHONY: help bench test test-slow check wheel-check docs gpu
 

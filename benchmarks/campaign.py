@@ -151,11 +151,13 @@ def run_campaign(
     *,
     machine_device: str,
     executor: tuple[str, Sequence[str]] = ("local", ()),
+    machine: dict[str, Any] | None = None,
 ) -> Outcome:
     """Measure what the folder does not hold yet; every row is on the disk before the next case begins.
 
     A shard has its own folder below `out`, and does not measure what was merged into `out` already.
-    Threads 0 are all that may be used. `executor` is a name and its options, `name=value` each.
+    Threads 0 are all that may be used. `executor` is a name and its options, `name=value` each. `machine` is what
+    an earlier campaign found, whose ceilings are taken where they are of all the types that are asked for.
 
     Raises `StoreError`, and what `Request.cases` raises. Ctrl-C ends it early, with what is done kept.
     """
@@ -172,7 +174,11 @@ def run_campaign(
         merged = merged_rows(request, out)
         with Workers() as workers:
             try:
-                _measure_into(store, merged, workers, timed, untimed, settings, progress, outcome, machine_device)
+                dtypes = tuple({case.dtype for case in (*timed, *untimed)})
+                if machine is None or not {*dtypes} <= machine["ceilings"]["matmul_flops"].keys():
+                    machine = read_machine(workers, machine_device, settings.threads, "machine", dtypes)
+                outcome.machine = machine
+                _measure_into(store, merged, workers, timed, untimed, settings, progress, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
         store.compact_if_long()
@@ -194,13 +200,10 @@ def _measure_into(
     settings: Settings,
     progress: Progress,
     outcome: Outcome,
-    device: str,
 ) -> None:
     from benchmarks.variant_code import variant_codes  # needs a catalogue that an old commit under asv does not have
 
     provenance = read_provenance()
-    dtypes = tuple({case.dtype for case in (*timed, *untimed)})
-    outcome.machine = read_machine(workers, device, settings.threads, "machine", dtypes)
     store.write_machine(outcome.machine)
     begin = monotonic()
     sweep = Sweep(workers, settings, outcome.machine, provenance)

@@ -121,7 +121,7 @@ def run_suite(
     """
     require_device(device)
     planned = list(stages(device) if chosen is None else chosen)
-    done = []
+    done: list[tuple[Stage, Outcome]] = []
     left, weight = seconds, sum(stage.share for stage in planned)
     for stage in planned:
         share = left * stage.share / weight
@@ -132,7 +132,8 @@ def run_suite(
             stop_after_seconds=share,
             energy=stage.energy,
         )
-        outcome = run_campaign(stage.request(), out, how, progress(stage.name), machine_device=device)
+        machine = done[-1][1].machine if done else None
+        outcome = run_campaign(stage.request(), out, how, progress(stage.name), machine_device=device, machine=machine)
         done.append((stage, outcome))
         left, weight = max(0.0, left - outcome.seconds), weight - stage.share
         if outcome.interrupted:

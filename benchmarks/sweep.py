@@ -63,13 +63,13 @@ class Sweep:
 
         From `stop` on (by the monotonic clock) no case is begun; returns those.
         """
-        sessions = list(self._sessions(cases, report))
+        problems = _by_problem(cases)
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         left: list[Case] = []
         try:
-            for index, session in enumerate(sessions):
-                share = max(0.0, deadline - time.monotonic()) / (len(sessions) - index)
-                left += self._measure_session(session, share, report, stop)
+            for index, same in enumerate(problems):
+                share = max(0.0, deadline - time.monotonic()) / (len(problems) - index)
+                left += same if time.monotonic() >= stop else self._measure_problem(same, share, report, stop)
         finally:
             self.references.close()
             self._dismiss()
@@ -103,20 +103,31 @@ class Sweep:
         entry.worker.end()
         return None
 
-    def _sessions(self, cases: Sequence[Case], report: Report) -> Iterator[list[Entry]]:
-        """Cases of one problem and input that fit the memory together; what cannot run at all is reported."""
-        groups: dict[str, list[Entry]] = {}
+    def _measure_problem(self, cases: Sequence[Case], seconds: float, report: Report, stop: float) -> list[Case]:
+        """The cases of one problem and input: what cannot run at all is reported, the rest goes by packs."""
+        deadline = time.monotonic() + seconds
+        packs = list(self._packs(self._reporting_refused(cases, report)))
+        left: list[Case] = []
+        for index, pack in enumerate(packs):
+            share = max(0.0, deadline - time.monotonic()) / (len(packs) - index)
+            left += self._measure_session(pack, share, report, stop)
+        return left
+
+    def _reporting_refused(self, cases: Sequence[Case], report: Report) -> list[Entry]:
+        """The entries of those that can run."""
+        ready = []
         for case in cases:
             entry = Entry(case)
             if self._refused(entry):
                 report(self._row(entry))
             else:
-                problem = case.problem()
-                groups.setdefault(f"{problem} {case.inputs} {case.seed}", []).append(entry)
-        for entries in groups.values():
-            yield from self._packs(entries)
+                ready.append(entry)
+        return ready
 
     def _packs(self, entries: list[Entry]) -> Iterator[list[Entry]]:
+        """Those that fit the memory together."""
+        if not entries:
+            return
         limit = self._memory_limit(entries[0].case)
         pack: list[Entry] = []
         reference = Case.of(BASELINE, {}, entries[0].case.problem(), entries[0].case.inputs)
@@ -333,6 +344,14 @@ class Sweep:
             add_times(row, entry, baseline, twin)
             add_ceiling(row, self.machine["ceilings"])
         return row
+
+
+def _by_problem(cases: Sequence[Case]) -> list[list[Case]]:
+    """In the order in which the problems come first; inputs of another kind or seed are a problem of their own."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(f"{case.problem()} {case.inputs} {case.seed}", []).append(case)
+    return list(groups.values())
 
 
 def _end_workers(entries: Sequence[Entry]) -> None:

@@ -61,9 +61,10 @@ def test_the_landscape_is_whole_and_goes_curve_by_curve() -> None:
 def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def campaign(request: Request, out: Path, how: Any, progress: Any, *, machine_device: str) -> Outcome:
+    def campaign(request: Request, out: Path, how: Any, progress: Any, *, machine_device: str, machine: Any) -> Outcome:
+        assert machine == ({"stage": len(given)} if given else None)  # read once, and handed on
         given.append((how.seconds, how.stop_after_seconds, how.energy))
-        return Outcome(seconds=1.0, interrupted=len(given) == 3)
+        return Outcome(seconds=1.0, interrupted=len(given) == 3, machine={"stage": len(given)})
 
     monkeypatch.setattr("benchmarks.gpu_suite.run_campaign", campaign)
     monkeypatch.setattr("benchmarks.gpu_suite.require_device", lambda _: None)

@@ -305,7 +305,7 @@ def test_cases_that_do_not_fit_together_are_measured_apart(monkeypatch: pytest.M
     beside = pair + sweep.WORKER_BYTES + shared_bytes(Problem(tokens=64)) + file
     monkeypatch.setattr(sweep, "available_bytes", lambda _: (beside + 2.5 * need) / sweep.MEMORY_SHARE)
     run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
-    assert [len(pack) for pack in run._sessions(cases, lambda _: None)] == [2, 2, 1]
+    assert [len(pack) for pack in run._packs([Entry(case) for case in cases])] == [2, 2, 1]
 
 
 def test_a_case_that_cannot_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,8 +323,7 @@ def test_problems_and_inputs_are_not_mixed_in_a_session() -> None:
     problems = [Problem(tokens=8), Problem(tokens=16), Problem(tokens=8, causal=True)]
     cases = plan_cases(["full/matmul", "full/sdpa_math"], problems, "normal")
     cases += plan_cases(["full/matmul"], problems[:1], "smooth")
-    run = Sweep(ScriptedWorkers(), Settings(1.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
-    assert [len(pack) for pack in run._sessions(cases, lambda _: None)] == [2, 2, 2, 1]
+    assert [len(same) for same in sweep._by_problem(cases)] == [2, 2, 2, 1]
     assert [case.tokens for case in cases[:4]] == [8, 8, 16, 16]  # lengths outermost
 
 
@@ -466,3 +465,11 @@ def test_energy_is_taken_of_one_case_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     card, rows = swept_on("cuda", monkeypatch, energy=True, seconds=60.0)
     assert len(rows) == 6 and card.asked.count("energy") == 6
     assert card.asked.count("prepare") == 6 * 3  # each with a baseline and a twin
+
+
+def test_a_stopped_sweep_refuses_nothing_either() -> None:
+    rows: list[Measurement] = []
+    run = Sweep(ScriptedWorkers(), Settings(60.0, 1), {"key": "k"}, Provenance("", "", True))  # type: ignore[arg-type]
+    cases = plan_cases(["memory_efficient/xformers"], [Problem(tokens=64), Problem(tokens=128)], "normal")
+    assert run.measure(cases, rows.append, stop=-math.inf) == cases and rows == []
+    assert run.measure(cases, rows.append) == [] and [row.status for row in rows] == ["unsupported"] * 2
