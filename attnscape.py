@@ -770,7 +770,7 @@ def gpu(
     out: Annotated[Path, typer.Option(help="Folder for the results; what it holds is not measured again.")] = Path(
         "results-gpu"
     ),
-    seconds: Annotated[float, typer.Option(help="About how long to take.")] = 540.0,
+    seconds: Annotated[float, typer.Option(help="About how long to take.")] = 500.0,
     device: Annotated[str, typer.Option(help="cuda or cuda:N.")] = "cuda",
     only_plan: Annotated[bool, typer.Option("--plan", help="Print the stages and stop; needs no card.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
@@ -781,7 +781,7 @@ def gpu(
 
     \b
     Example:
-      attnscape gpu --seconds 540
+      attnscape gpu --seconds 500
     """  # noqa: D301  # \b keeps the example's line breaks
     import msgspec
 
