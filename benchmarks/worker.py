@@ -41,6 +41,8 @@ WARM_UP_CALLS = 3
 WARM_UP_SECONDS = 4.0
 RECOVERY_SECONDS = 0.2
 """A pause after a sample that is rejected, for the card to cool or wake up."""
+HOT_UP_TO_SECONDS = 0.25
+"""Launches are nothing beside longer calls, and a graph of a hundred thousand kernels would take the card's memory."""
 SMALL_PAIRS = 2**21
 """Up to so many pairs the proof runs on one thread: many small steps on several wait for one another, on a
 busy machine ten times longer than they work."""
@@ -177,7 +179,7 @@ class Bench:
         torch.set_num_threads(threads)
         seconds = self._warm_up(problem, first_seconds)
         self._set_clock(problem, calls_for(seconds), seconds)
-        hot = hot_figures(self.cuda, self.call) if self.cuda else {}
+        hot = hot_figures(self.cuda, self.call, seconds) if self.cuda else {}
         peak_bytes, _, reserved_bytes = self._bytes(self._counted_call, problem)
         # The output, and in training the gradients, are allocated in the call but are no extra.
         results = problem.input_output_bytes // 2 if problem.mode == "training" else problem.query_bytes
@@ -405,8 +407,10 @@ def canonical(x: Tensor, layout: str) -> Tensor:
     return x.transpose(1, 2) if layout == "bnhd" else x
 
 
-def hot_figures(clock: CudaClock, call: Callable[[], Any]) -> dict[str, Any]:
+def hot_figures(clock: CudaClock, call: Callable[[], Any], seconds: float) -> dict[str, Any]:
     """The time of a graph's replay, or why there is none: what a call does on the host cannot be captured."""
+    if seconds > HOT_UP_TO_SECONDS:
+        return {"hot_reason": f"no graph: a call takes {seconds:.2g} s, more than {HOT_UP_TO_SECONDS} s"}
     try:
         return {"hot_seconds": clock.measure_hot(call)}
     except RuntimeError as error:

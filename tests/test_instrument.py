@@ -140,6 +140,14 @@ def test_the_kernel_on_a_card_is_named(operators: list[str], kernels: list[str],
     assert kernel_on_card(operators, kernels, ran) == kernel
 
 
+def test_a_long_call_is_no_graph() -> None:
+    def call() -> None:
+        raise AssertionError("was captured")
+
+    (reason,) = worker.hot_figures(None, call, 0.4).values()  # type: ignore[arg-type]  # no clock is asked
+    assert reason == "no graph: a call takes 0.4 s, more than 0.25 s"
+
+
 def test_long_calls_are_sampled_less_often_on_a_card() -> None:
     assert [cuda_calls_for(seconds) for seconds in (0.0, 1e-5, 0.05, 0.1, 0.5, 60.0)] == [10, 10, 10, 5, 1, 1]
 
