@@ -23,6 +23,9 @@ TIMEOUT_SECONDS: Final = 90.0
 WITH_A_DENSE_MASK: Final = ("local_window/masked",)
 """Its mask alone would take a gigabyte at the length where windows are compared."""
 
+STEP_BY_STEP: Final = "/recurrent"
+"""These launch some kernels for each token: at the lengths of the named speeds they would take the time of all others."""
+
 SCANS: Final = ("linear_scan", "retention", "lightning", "gated_linear", "delta_rule", "gated_delta_rule")
 
 
@@ -71,7 +74,10 @@ def stages(device: str) -> list[Stage]:
     ]
     fused = of("memory_efficient")
     windows = tuple(name for name in of("local_window") if name not in WITH_A_DENSE_MASK)
-    crossing = of("linear_scan", "retention", "blockwise_low_rank", "memory_efficient")
+    crossing, scans = (
+        tuple(name for name in of(*definitions) if not name.endswith(STEP_BY_STEP))
+        for definitions in (("linear_scan", "retention", "blockwise_low_rank", "memory_efficient"), SCANS)
+    )
     proofs = (proof_problems(device, "training"), proof_problems(device, "forward"))
     return [
         Stage("right, with gradients", 0.30, tuple(trains), proofs[0], (PROOF_INPUTS,)),
@@ -79,7 +85,7 @@ def stages(device: str) -> list[Stage]:
         Stage("exact", 0.10, fused, shapes([16384, 4096])),
         Stage("window", 0.10, (*windows, *fused), shapes([32768]), parameters=window_of(2048)),
         Stage("crossing", 0.20, crossing, shapes([4096, 8192, 16384])),
-        Stage("scans", 0.05, of(*SCANS), shapes([16384])),
+        Stage("scans", 0.05, scans, shapes([16384])),
         Stage("energy", 0.10, (*fused, *windows), shapes([8192]), energy=True),
         Stage("landscape", 0.10, every, tuple(landscape)),
     ]

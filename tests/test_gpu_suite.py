@@ -26,6 +26,9 @@ def test_every_variant_for_cuda_is_proven_and_mapped() -> None:
     assert sum(stage.share for stage in by_name.values()) == pytest.approx(1.0)
     assert "local_window/tiled" in by_name["window"].variants
     assert by_name["window"].parameters == {"window": 2048}
+    for name in ("crossing", "scans"):
+        kinds = {variant.partition("/")[2] for variant in by_name[name].variants}
+        assert {"triton", "fla", "chunked"} <= kinds and "recurrent" not in kinds
 
 
 def test_every_stage_can_be_planned() -> None:
