@@ -24,7 +24,7 @@ WITH_A_DENSE_MASK: Final = ("local_window/masked",)
 """Its mask alone would take a gigabyte at the length where windows are compared."""
 
 STEP_BY_STEP: Final = "/recurrent"
-"""These launch some kernels for each token: at the lengths of the named speeds they would take the time of all others."""
+"""These launch kernels for each token: at the lengths of the named speeds they would take all others' time."""
 
 SCANS: Final = ("linear_scan", "retention", "lightning", "gated_linear", "delta_rule", "gated_delta_rule")
 
