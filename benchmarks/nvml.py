@@ -124,7 +124,7 @@ def braked(state: dict[str, float | str]) -> bool:
     return any(brake in str(state.get("clock_events", "")) for brake in BRAKES)
 
 
-def slow(state: dict[str, float | str]) -> bool:
+def underclocked(state: dict[str, float | str]) -> bool:
     """Whether the clock is far below the card's own, and no setting or limit of power says why."""
     now, most = state.get("sm_mhz"), state.get("sm_max_mhz")
     if not isinstance(now, float) or not isinstance(most, float):

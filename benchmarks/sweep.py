@@ -80,28 +80,20 @@ class Sweep:
     ) -> list[Case]:
         """Rows with both errors and no time, one case after the other; returns those for which no time was left."""
         deadline = min(time.monotonic() + seconds, stop)
-        kept: Entry | None = None
         try:
             for number, case in enumerate(cases):
                 if time.monotonic() > deadline:
                     return list(cases[number:])
                 entry = Entry(case)
+                self._dismiss({case.variant})
                 if not self._refused(entry):
-                    self._prepare(entry, timed=False, worker=_taken_over(kept, case))
-                    kept = self._kept(entry)
+                    self._prepare(entry, timed=False)
+                    self._let_rest([entry])
                 report(self._row(entry))
         finally:
             self.references.close()
-            if kept is not None and kept.worker is not None:
-                kept.worker.end()
+            self._dismiss()
         return []
-
-    def _kept(self, entry: Entry) -> Entry | None:
-        """The entry with its worker, where the next case may use it: on a card, whose start takes seconds."""
-        if entry.worker is None or entry.case.device != "cpu":
-            return entry
-        entry.worker.end()
-        return None
 
     def _measure_problem(self, cases: Sequence[Case], seconds: float, report: Report, stop: float) -> list[Case]:
         """The cases of one problem and input: what cannot run at all is reported, the rest goes by packs."""
@@ -167,14 +159,13 @@ class Sweep:
             return True
         return False
 
-    def _prepare(self, entry: Entry, *, timed: bool, worker: Worker | None = None) -> None:
-        entry.worker = worker
+    def _prepare(self, entry: Entry, *, timed: bool) -> None:
         try:
             files = self.references.of(entry.case)
         except Fault as fault:
             entry.fail(fault.status, fault.reason)
             return
-        entry.worker = worker or self._worker_for(entry.case)
+        entry.worker = self._worker_for(entry.case)
         arguments = (entry.case, self.settings.threads, timed, files)
         answer = self._ask(entry, "prepare", arguments)
         if answer is not None:
@@ -217,10 +208,9 @@ class Sweep:
             for entry in begun[2:]:
                 self._finish(entry, stop)
                 report(self._row(entry, baseline, twin))
-        except BaseException:  # also Ctrl-C: then a worker may be in the middle of an answer
+            self._let_rest(begun)
+        finally:
             _end_workers(begun)
-            raise
-        self._let_rest(begun)
         return [entry.case for entry in entries[max(0, len(begun) - 2) :]]
 
     def _worker_for(self, case: Case) -> Worker:
@@ -229,11 +219,22 @@ class Sweep:
 
     def _let_rest(self, entries: Sequence[Entry]) -> None:
         """End the entries' workers, but keep a card's, whose start takes seconds, for the variants' next problem."""
-        if entries and entries[0].case.device == "cpu":
-            _end_workers(entries)
         for entry in entries:
-            if entry.worker is not None and self._ask(entry, "rest", ()) is not None:
+            if entry.worker is None:
+                continue
+            if entry.case.device != "cpu" and self._rests(entry.worker):
                 self.resting.setdefault(entry.case.variant, []).append(entry.worker)
+            else:
+                entry.worker.end()
+            entry.worker = None
+
+    def _rests(self, worker: Worker) -> bool:
+        """Whether it let go of its case; that it could not is no fault of what was measured."""
+        try:
+            answer = worker.ask("rest", (), self.settings.timeout_seconds)
+        except Fault:
+            return False
+        return bool(answer["status"] == "ok")
 
     def _dismiss(self, but: Collection[str] = ()) -> None:
         """End the resting workers of all variants but those."""
@@ -359,16 +360,6 @@ def _end_workers(entries: Sequence[Entry]) -> None:
         if entry.worker is not None:
             entry.worker.end()
             entry.worker = None
-
-
-def _taken_over(kept: Entry | None, case: Case) -> Worker | None:
-    """The worker of the case before, for another case of the same variant; else it is ended."""
-    if kept is None or kept.worker is None:
-        return None
-    if kept.case.variant == case.variant:
-        return kept.worker
-    kept.worker.end()
-    return None
 
 
 def predicted_process_bytes(case: Case) -> int:

@@ -20,7 +20,7 @@ from benchmarks.kernel_names import kernel_on_card, kernel_on_cpu
 from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
-from benchmarks.nvml import braked, read_card, slow
+from benchmarks.nvml import braked, read_card, underclocked
 from benchmarks.ranges import named_range
 from benchmarks.reference_files import (
     Files,
@@ -230,7 +230,7 @@ class Bench:
         )
         spent = time.perf_counter() - begin
         state = read_card(self.uuid) if self.cuda else {}
-        rejected = braked(state) or slow(state)
+        rejected = braked(state) or underclocked(state)
         if rejected:
             time.sleep(RECOVERY_SECONDS)
         return {"sample": sample, "state": state, "rejected": rejected, "call_seconds": spent}

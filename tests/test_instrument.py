@@ -351,8 +351,8 @@ def fake_nvml(**changes: Any) -> ModuleType:
     ],
 )
 def test_a_clock_far_below_the_cards_own_is_slow_where_nothing_says_why(mhz: float, events: str, slow: bool) -> None:
-    assert nvml.slow({"sm_mhz": mhz, "sm_max_mhz": 1980.0, "clock_events": events}) is slow
-    assert nvml.slow({"sm_mhz": mhz}) is False  # an old driver does not tell
+    assert nvml.underclocked({"sm_mhz": mhz, "sm_max_mhz": 1980.0, "clock_events": events}) is slow
+    assert nvml.underclocked({"sm_mhz": mhz}) is False  # an old driver does not tell
 
 
 def test_a_card_is_read_in_its_units() -> None:

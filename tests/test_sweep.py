@@ -389,7 +389,9 @@ class Starting:
         self.started += 1
         return self
 
-    def ask(self, _: str, arguments: tuple[Any, ...], __: float) -> dict[str, Any]:
+    def ask(self, method: str, arguments: tuple[Any, ...], _: float) -> dict[str, Any]:
+        if method == "rest":
+            return {"status": "ok"}
         case: Case = arguments[0]
         if case.tokens == 13:
             return {"status": "error", "reason": "illegal memory access"}
@@ -473,3 +475,21 @@ def test_a_stopped_sweep_refuses_nothing_either() -> None:
     cases = plan_cases(["memory_efficient/xformers"], [Problem(tokens=64), Problem(tokens=128)], "normal")
     assert run.measure(cases, rows.append, stop=-math.inf) == cases and rows == []
     assert run.measure(cases, rows.append) == [] and [row.status for row in rows] == ["unsupported"] * 2
+
+
+@pytest.mark.parametrize("answer", [{"status": "error", "reason": "no"}, Fault("timeout", "no answer")])
+def test_a_worker_that_cannot_rest_is_ended_and_its_row_stays(
+    answer: dict[str, Any] | Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(self: Starting, method: str, *_: Any) -> dict[str, Any]:
+        if method == "rest" and isinstance(answer, Fault):
+            raise answer
+        return answer if method == "rest" else {"status": "ok", "warm_seconds": 0.0}  # type: ignore[return-value]
+
+    monkeypatch.setattr(Sweep, "_refused", lambda *_: False)
+    monkeypatch.setattr(Starting, "ask", ask)
+    cases = [Case.of("full/matmul", {}, Problem(tokens=tokens, device="cuda"), "smooth") for tokens in (4, 8)]
+    workers, rows = Starting(), list[Measurement]()
+    told = Sweep(workers, Settings(1, 1), {"key": "x", "ceilings": {}}, Provenance("", "", False))  # type: ignore[arg-type]
+    assert told.measure_errors(cases, rows.append) == []
+    assert [row.status for row in rows] == ["ok", "ok"] and workers.started == workers.ended == 2
