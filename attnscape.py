@@ -470,6 +470,13 @@ def run(
     stop_after: Annotated[
         float | None, typer.Option(help="Begin no case after so many seconds; the same command goes on with them.")
     ] = None,
+    longest_call: Annotated[
+        float | None,
+        typer.Option(
+            help="Do not try what, by its shorter lengths, would take more seconds a call; its row says so.",
+            show_default=False,
+        ),
+    ] = None,
     skip_compiled: SkipCompiledOption = False,
     processes: Annotated[
         int, typer.Option(help="Processes in which each case is timed, in turn; 8 let `compare` tell small changes.")
@@ -525,10 +532,9 @@ def run(
         if only_plan:
             _print_plan(request, as_json)
             return
-        stop = float("inf") if stop_after is None else stop_after
         _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1, processes=processes)
-        if not stop > 0:
-            raise BadInput(f"--stop-after must be positive, not {stop:g}")
+        _require_positive(stop_after=stop_after, longest_call=longest_call)
+        stop, longest = (float("inf") if given is None else given for given in (stop_after, longest_call))
         how = Settings(
             seconds=seconds,
             threads=threads,
@@ -537,6 +543,7 @@ def run(
             energy=energy,
             stop_after_seconds=stop,
             processes=processes,
+            longest_call_seconds=longest,
         )
         with progress_of("measured") as progress:
             outcome = run_campaign(
@@ -1139,10 +1146,10 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _require_positive(**values: float) -> None:
+def _require_positive(**values: float | None) -> None:
     for name, value in values.items():
-        if not (value > 0 and value < float("inf")):
-            raise BadInput(f"--{name} must be positive, not {value:g}")
+        if value is not None and not 0 < value < float("inf"):
+            raise BadInput(f"--{name.replace('_', '-')} must be positive, not {value:g}")
 
 
 def _print_plan(request: "Request", as_json: bool) -> None:

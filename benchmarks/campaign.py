@@ -208,7 +208,9 @@ def _measure_into(
     begin = monotonic()
     sweep = Sweep(workers, settings, outcome.machine, provenance)
     codes = variant_codes(provenance.code, (case.variant for case in (*timed, *untimed)))
-    done = {code: store.done(code) | keys_of(merged, code) for code in set(codes.values())}
+    known = [row for row in (*store.rows, *merged) if not sweep.limit.may_try(row)]
+    done = {code: keys_of(known, code) for code in set(codes.values())}
+    sweep.limit.learn_from(row for row in known if row.machine == sweep.machine["key"])
     key, asked = sweep.machine["key"], len(timed) + len(untimed)
     timed, untimed = (
         [case for case in cases if case.key(key) not in done[codes[case.variant]]] for cases in (timed, untimed)

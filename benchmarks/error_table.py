@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from benchmarks.accuracy import mean_of_values, relative_error
+from benchmarks.accuracy import mean_of_values, pieces, relative_error
 from benchmarks.campaign import InvalidRequest
 from benchmarks.definition_sources import sources_hash
 from benchmarks.drawn_inputs import QKV
@@ -170,8 +170,10 @@ def oracle_output(
     definition: Definition, inputs: QKV, *, causal: bool, parameters: Mapping[str, int] | None = None
 ) -> Float64[Tensor, "batch heads tokens value_dim"]:
     """All rows of an oracle's output, some at a time. Raises `ValueError` where the formula has no such form."""
-    rows = torch.arange(inputs[0].shape[2]).split(PIECE_ROWS)
-    parts = [definition.reference(*inputs, causal=causal, rows=piece, parameters=parameters) for piece in rows]
+    parts = [
+        definition.reference(*inputs, causal=causal, rows=piece, parameters=parameters)
+        for piece in pieces(torch.arange(inputs[0].shape[2]), definition, PIECE_ROWS)
+    ]
     return torch.cat(parts, dim=2)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from benchmarks.call_limit import CallLimit
 from benchmarks.campaign import InvalidRequest, Outcome, Progress, Request, merged_rows, uninterrupted
 from benchmarks.executor import Executor, ExecutorError, Job, Lost, executor_of, options_of
 from benchmarks.executor_task import Measured, Planned, Where, machine_name, measure_there, plan_there
@@ -100,13 +101,20 @@ class _Gathering:
     total: int = 0
     share_seconds: float = 0.0
     stop: float = math.inf
+    limit: CallLimit = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What any machine of the cluster has measured tells how long longer calls will take."""
+        self.limit = CallLimit(self.settings.longest_call_seconds)
 
     def run(self, request: Request, merged: Sequence[Measurement]) -> None:
         """Plan on the cluster, then give out packs until none is left."""
         planned = self._plan(request)
         self._remember(planned.machine)
         self.outcome.machine = planned.machine
-        done = {(row.code, row.case.key("")) for row in (*self.store.rows, *merged)}
+        rows = [row for row in (*self.store.rows, *merged) if not self.limit.may_try(row)]
+        done = {(row.code, row.case.key("")) for row in rows}
+        self.limit.learn_from(rows)
         timed, untimed = (
             [case for case in cases if not _is_done(case, planned.codes, done)]
             for cases in (planned.timed, planned.untimed)
@@ -118,7 +126,7 @@ class _Gathering:
         self.stop = monotonic() + self.settings.stop_after_seconds
         self.progress(0, self.total, None)
         while self.waiting or self.out:
-            self._give_out()
+            self._give_out(planned)
             if self.out:
                 self._take_in(planned)
 
@@ -136,10 +144,12 @@ class _Gathering:
             reason = answer.reason
         raise ExecutorError(f"no machine of the cluster could plan the sweep: {reason}")
 
-    def _give_out(self) -> None:
+    def _give_out(self, planned: Planned) -> None:
         """As many as there are slots, so that what is known of the machines goes with each."""
         while self.waiting and len(self.out) < self.executor.slots:
-            pack = self.waiting.popleft()
+            pack = self._within_limit(self.waiting.popleft(), planned)
+            if not pack.cases:
+                continue
             left_seconds = self.stop - monotonic()
             if left_seconds <= 0:
                 self.outcome.left += len(pack.cases)
@@ -172,15 +182,31 @@ class _Gathering:
 
     def _record(self, case: Case, reason: str, planned: Planned) -> None:
         """A case that ended its machine's process whenever it was tried is a row like any other failure."""
-        code = planned.codes[case.variant]
+        reason = f"the process that measured it ended each time: {reason}"
+        self._store([self._sweep(case, planned).lost(case, "error", reason)])
+
+    def _within_limit(self, pack: Pack, planned: Planned) -> Pack:
+        """The pack without those whose call would take too long by what came back so far; these get their rows."""
+        tried = []
+        for case in pack.timed:
+            sweep = self._sweep(case, planned)
+            sweep.limit = self.limit
+            if (row := sweep.too_long(case)) is None:
+                tried.append(case)
+            else:
+                self._store([row])
+        return replace(pack, timed=tuple(tried))
+
+    def _sweep(self, case: Case, planned: Planned) -> Sweep:
+        """One that measures nothing, for the rows of cases that no machine has measured."""
         how = replace(self.settings, threads=planned.threads)
-        sweep = Sweep(Workers(), how, planned.machine, Provenance(code, "", True))
-        self._store([sweep.lost(case, "error", f"the process that measured it ended each time: {reason}")])
+        return Sweep(Workers(), how, planned.machine, Provenance(planned.codes[case.variant], "", True))
 
     def _store(self, rows: Sequence[Measurement]) -> None:
         with uninterrupted():
             self.store.extend(rows)
             self.outcome.rows += rows
+        self.limit.learn_from(rows)
         for number, row in enumerate(rows, len(self.outcome.rows) - len(rows) + 1):
             self.progress(number, self.total, row)
 

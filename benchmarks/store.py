@@ -39,10 +39,6 @@ class Store(AppendLog[Measurement]):
         super().__init__(folder, LOG, ".lock")
         self.compacted = folder / COMPACTED
 
-    def done(self, code: str) -> set[str]:
-        """Keys of what this very code has measured, failures included."""
-        return keys_of(self.rows, code)
-
     def write_machine(self, description: dict[str, Any]) -> None:
         """Keep the machine's description beside its measurements, replaced as a whole; raises `StoreError`.
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from benchmarks.call_limit import CallLimit
 from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import Provenance
@@ -28,7 +30,8 @@ class Settings:
     """How a sweep measures; `seconds` is shared out over its sessions, after `stop_after_seconds` none is begun.
 
     Each case is timed in as many processes, one after the other: what differs from one to the next, such as where
-    its memory lies, then shows in the row, and `reports.comparison` reckons with it.
+    its memory lies, then shows in the row, and `reports.comparison` reckons with it. What by its shorter lengths
+    would take more than `longest_call_seconds` a call is not tried.
     """
 
     seconds: float
@@ -39,6 +42,7 @@ class Settings:
     stop_after_seconds: float = math.inf
     energy: bool = False
     processes: int = 1
+    longest_call_seconds: float = math.inf
 
 
 Report = Callable[[Measurement], None]
@@ -55,6 +59,7 @@ class Sweep:
         self.measured_seconds = 0.0
         self.references = References(workers, settings.threads, settings.timeout_seconds)
         self.resting: dict[str, list[Worker]] = {}
+        self.limit = CallLimit(settings.longest_call_seconds)
 
     def measure(
         self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
@@ -146,6 +151,8 @@ class Sweep:
         if reasons := load(entry.case.variant).refusals(problem):
             entry.fail("unsupported", "; ".join(reasons))
             return True
+        if self._exceeds_limit(entry):
+            return True
         need, limit = predicted_process_bytes(entry.case), self._memory_limit(entry.case)
         if need > limit:
             self.references.clear()
@@ -158,6 +165,14 @@ class Sweep:
             )
             return True
         return False
+
+    def _exceeds_limit(self, entry: Entry) -> bool:
+        if (exceeded := self.limit.exceeded(entry.case)) is None:
+            return False
+        seconds, reason = exceeded
+        entry.fail("timeout", reason)
+        entry.figures["foretold_seconds"] = seconds
+        return True
 
     def _prepare(self, entry: Entry, *, timed: bool) -> None:
         try:
@@ -205,6 +220,9 @@ class Sweep:
                 if not self._refused(entry):
                     self._prepare(entry, timed=True)
             self._sample_rounds(baseline, twin, begun[2:], min(begin + seconds, stop))
+            for entry in begun:
+                if entry.samples:
+                    self.limit.learn(entry.case, statistics.median(entry.walls().values()))
             for entry in begun[2:]:
                 self._finish(entry, stop)
                 report(self._row(entry, baseline, twin))
@@ -245,6 +263,11 @@ class Sweep:
     def lost(self, case: Case, status: str, reason: str) -> Measurement:
         """The row of a case of which nothing came back."""
         return self._row(Entry(case, status=status, reason=reason))
+
+    def too_long(self, case: Case) -> Measurement | None:
+        """The row of a case that is not tried because its call would take too long; None where it may be."""
+        entry = Entry(case)
+        return self._row(entry) if self._exceeds_limit(entry) else None
 
     def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
         """Rounds in random order until every ratio is settled or the time is up, shared out over the processes."""

@@ -266,6 +266,7 @@ def test_a_lost_case_is_a_row_without_figures() -> None:
         (["--shard", "3/2"], "1/8 to 8/8, not '3/2'"),
         (["--stop-after", "0"], "--stop-after must be positive"),
         (["--stop-after", "nan"], "--stop-after must be positive"),
+        (["--longest-call", "-1"], "--longest-call must be positive, not -1"),
         (["--executor", "kubernetes"], "--executor must be one of local, ray, slurm, not 'kubernetes'"),
         (["--executor-set", "a=b"], "--executor local has no options"),
         (["--executor", "ray", "--executor-set", "address"], "--executor-set takes name=value"),

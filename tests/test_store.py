@@ -19,7 +19,7 @@ import pytest
 from benchmarks import compaction
 from benchmarks.append_log import StoreError
 from benchmarks.measurement import SCHEMA, Case, Measurement
-from benchmarks.store import Store, merge_folders, read_folder
+from benchmarks.store import Store, keys_of, merge_folders, read_folder
 from variants import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -84,11 +84,11 @@ def test_done_is_what_this_code_has_measured(tmp_path: Path) -> None:
     rows = [row(8), row(16, status="wrong", reason="error 1"), row(32, code="0ther"), row(8, machine="cpu-2")]
     write(tmp_path, *rows)
     with Store(tmp_path) as store:
-        assert store.done("c0de") == {rows[0].key, rows[1].key, rows[3].key}
-        assert store.done("0ther") == {rows[2].key}
-        assert store.done("new") == set()
+        assert keys_of(store.rows, "c0de") == {rows[0].key, rows[1].key, rows[3].key}
+        assert keys_of(store.rows, "0ther") == {rows[2].key}
+        assert keys_of(store.rows, "new") == set()
         store.append(row(64))
-        assert row(64).key in store.done("c0de")
+        assert row(64).key in keys_of(store.rows, "c0de")
 
 
 def test_a_key_tells_cases_and_machines_apart() -> None:
@@ -336,7 +336,7 @@ def test_folding_changes_no_row(tmp_path: Path) -> None:
     write(tmp_path, row(32))
     assert stored(tmp_path) == [*rows, row(32)]
     with Store(tmp_path) as store:
-        assert store.done("c0de") == {each.key for each in [*rows, row(32)]}
+        assert keys_of(store.rows, "c0de") == {each.key for each in [*rows, row(32)]}
         assert store.compact() == 5
         store.append(row(128))
     assert stored(tmp_path) == [*rows, row(32), row(128)]

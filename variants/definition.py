@@ -53,6 +53,7 @@ class Definition:
     `default` names the variant to begin with. `attention` is false of what is here for comparison only.
     `constraint(**parameters)` says why parameters do not go together, or None.
     Where query heads of one key-value head choose together, `by_group` has the oracle told `group`, how many they are.
+    `by_token`: the oracle goes through the tokens one after the other, so it is asked for all rows at once.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Definition:
     constraint: Callable[..., str | None] | None = None
     by_group: bool = False
     attention: bool = True
+    by_token: bool = False
 
     def resolve(self, given: Parameters | None = None) -> dict[str, int]:
         """Every parameter with its given or default value; `InvalidParameter` for an unknown name."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from variants.definition import Definition
 from variants.drawn_gates import by_position
 from variants.problem import Problem
+from variants.token_walk import walk
 
 
 def rates(heads: int, tokens: int) -> Float64[Tensor, "heads tokens"]:
@@ -28,21 +29,16 @@ def oracle(
     """The recurrence on the state, token after token; `ValueError` where it is not defined."""
     if not causal or q.shape[2] != k.shape[2]:
         raise ValueError("the delta rule is causal only, with as many queries as keys")
-    beta = rates(k.shape[1], k.shape[2]).to(k.device)
+    beta = rates(k.shape[1], k.shape[2])[..., None].to(k.device)
     length = torch.linalg.vector_norm(k, dim=3, keepdim=True)
     unit = k / torch.where(length > 0, length, 1.0)
+
+    def step(state: Tensor, unit: Tensor, value: Tensor, beta: Tensor) -> Tensor:
+        recalled = torch.einsum("bhd,bhde->bhe", unit, state)
+        return state + torch.einsum("bhd,bhe->bhde", unit, beta * (value - recalled))
+
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
-    outs: dict[int, Tensor] = {}
-    wanted = set(rows.tolist())
-    for t in range(max(wanted, default=-1) + 1):
-        recalled = torch.einsum("bhd,bhde->bhe", unit[:, :, t], state)
-        change = beta[:, t, None] * (v[:, :, t] - recalled)
-        state = state + torch.einsum("bhd,bhe->bhde", unit[:, :, t], change)
-        if t in wanted:
-            outs[t] = torch.einsum("bhd,bhde->bhe", q[:, :, t], state)
-    # A sum over nothing, so that an empty output still leads back to its inputs.
-    nothing = (q[:, :, :0].sum() + k[:, :, :0].sum() + v[:, :, :0].sum()) * k.new_zeros(*k.shape[:2], 0, v.shape[3])
-    return torch.stack([outs[t] for t in rows.tolist()], 2) if len(rows) else nothing
+    return walk(q, rows, state, step, unit, v, beta)
 
 
 def visible_pairs(problem: Problem) -> int:
@@ -66,4 +62,5 @@ DEFINITION = Definition(
     default="delta_rule/chunked",
     normalised=False,
     flops_per_head=flops_per_head,
+    by_token=True,
 )

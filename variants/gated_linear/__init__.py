@@ -7,6 +7,7 @@ from torch import Tensor
 from variants.definition import Definition
 from variants.drawn_gates import by_position
 from variants.problem import Problem
+from variants.token_walk import walk
 
 
 def log_decays(heads: int, tokens: int, head_dim: int) -> Float64[Tensor, "heads tokens head_dim"]:
@@ -29,16 +30,12 @@ def oracle(
     if not causal or q.shape[2] != k.shape[2]:
         raise ValueError("gated linear attention is causal only, with as many queries as keys")
     alpha = log_decays(k.shape[1], k.shape[2], k.shape[3]).exp().to(k.device)
+
+    def step(state: Tensor, key: Tensor, value: Tensor, alpha: Tensor) -> Tensor:
+        return alpha[:, :, None] * state + torch.einsum("bhd,bhe->bhde", key, value)
+
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
-    outs: dict[int, Tensor] = {}
-    wanted = set(rows.tolist())
-    for t in range(max(wanted, default=-1) + 1):
-        state = alpha[:, t, :, None] * state + torch.einsum("bhd,bhe->bhde", k[:, :, t], v[:, :, t])
-        if t in wanted:
-            outs[t] = torch.einsum("bhd,bhde->bhe", q[:, :, t], state)
-    # A sum over nothing, so that an empty output still leads back to its inputs.
-    nothing = (q[:, :, :0].sum() + k[:, :, :0].sum() + v[:, :, :0].sum()) * k.new_zeros(*k.shape[:2], 0, v.shape[3])
-    return torch.stack([outs[t] for t in rows.tolist()], 2) if len(rows) else nothing
+    return walk(q, rows, state, step, k, v, alpha)
 
 
 def visible_pairs(problem: Problem) -> int:
@@ -62,4 +59,5 @@ DEFINITION = Definition(
     default="gated_linear/chunked",
     normalised=False,
     flops_per_head=flops_per_head,
+    by_token=True,
 )

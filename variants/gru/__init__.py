@@ -74,4 +74,5 @@ DEFINITION = Definition(
     default="gru/library",
     normalised=False,
     flops_per_head=flops_per_head,
+    by_token=True,
 )

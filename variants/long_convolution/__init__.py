@@ -51,7 +51,7 @@ def oracle(
         raise ValueError(CAUSAL_ONLY.reason)
     taps = filters(v.shape[1], v.shape[2], v.shape[3], reach).to(v.device)
     counts = [max(0, row + 1 + k.shape[2] - q.shape[2]) for row in rows.tolist()]
-    each = [torch.einsum("hte,bhte->bhe", taps[:, :count].flip(1), v[:, :, :count]) for count in counts]
+    each = [(taps[:, :count].flip(1) * v[:, :, :count]).sum(2) for count in counts]
     out = torch.stack(each, 2) if each else v[:, :, :0]
     return out + 0.0 * (q.sum() + k.sum())
 

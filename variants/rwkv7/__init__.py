@@ -9,6 +9,7 @@ from torch import Tensor
 from variants.definition import Definition
 from variants.drawn_gates import by_head, by_position, uniform
 from variants.problem import Problem
+from variants.token_walk import walk
 
 
 def log_decays(heads: int, tokens: int, head_dim: int) -> Float64[Tensor, "heads tokens head_dim"]:
@@ -48,19 +49,15 @@ def oracle(
     length = torch.linalg.vector_norm(k * xi, dim=3, keepdim=True)
     unit = k * xi / torch.where(length > 0, length, 1.0)
     replacement = k * (1 + (a - 1) * alpha)
+
+    def step(state: Tensor, unit: Tensor, added: Tensor, value: Tensor, w: Tensor, a: Tensor) -> Tensor:
+        removed = torch.einsum("bhd,bhde->bhe", unit, state)
+        state = w[:, :, None] * state
+        state = state - torch.einsum("bhd,bhe->bhde", a * unit, removed)
+        return state + torch.einsum("bhd,bhe->bhde", added, value)
+
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
-    outs: dict[int, Tensor] = {}
-    wanted = set(rows.tolist())
-    for t in range(max(wanted, default=-1) + 1):
-        removed = torch.einsum("bhd,bhde->bhe", unit[:, :, t], state)
-        state = w[:, t, :, None] * state
-        state = state - torch.einsum("bhd,bhe->bhde", a[:, t] * unit[:, :, t], removed)
-        state = state + torch.einsum("bhd,bhe->bhde", replacement[:, :, t], v[:, :, t])
-        if t in wanted:
-            outs[t] = torch.einsum("bhd,bhde->bhe", q[:, :, t], state)
-    # A sum over nothing, so that an empty output still leads back to its inputs.
-    nothing = (q[:, :, :0].sum() + k[:, :, :0].sum() + v[:, :, :0].sum()) * k.new_zeros(*k.shape[:2], 0, v.shape[3])
-    return torch.stack([outs[t] for t in rows.tolist()], 2) if len(rows) else nothing
+    return walk(q, rows, state, step, unit, replacement, v, w, a)
 
 
 def visible_pairs(problem: Problem) -> int:
@@ -87,4 +84,5 @@ DEFINITION = Definition(
     default="rwkv7/chunked",
     normalised=False,
     flops_per_head=flops_per_head,
+    by_token=True,
 )
