@@ -55,7 +55,7 @@ class CallLimit:
         known = f"from {nearest.seconds:.3g} s at {nearest.case.problem().length} tokens"
         return (
             seconds,
-            f"not tried: {known} a call would take {seconds:.3g} s, more than the {self.seconds:g} s allowed",
+            f"not tried: {known} a call would take {seconds:.3g} s, and {self.seconds:g} s are allowed",
         )
 
 
