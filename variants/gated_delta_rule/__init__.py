@@ -44,7 +44,7 @@ def oracle(
     def step(state: Tensor, unit: Tensor, value: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         state = alpha[:, :, None] * state
         recalled = torch.einsum("bhd,bhde->bhe", unit, state)
-        return state + torch.einsum("bhd,bhe->bhde", unit, beta * (value - recalled))
+        return torch.addcmul(state, unit[..., None], (beta * (value - recalled))[:, :, None])
 
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
     return walk(q, rows, state, step, unit, v, alpha, beta)

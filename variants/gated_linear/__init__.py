@@ -32,7 +32,7 @@ def oracle(
     alpha = log_decays(k.shape[1], k.shape[2], k.shape[3]).exp().to(k.device)
 
     def step(state: Tensor, key: Tensor, value: Tensor, alpha: Tensor) -> Tensor:
-        return alpha[:, :, None] * state + torch.einsum("bhd,bhe->bhde", key, value)
+        return torch.addcmul(alpha[..., None] * state, key[..., None], value[:, :, None])
 
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
     return walk(q, rows, state, step, k, v, alpha)

@@ -52,9 +52,8 @@ def oracle(
 
     def step(state: Tensor, unit: Tensor, added: Tensor, value: Tensor, w: Tensor, a: Tensor) -> Tensor:
         removed = torch.einsum("bhd,bhde->bhe", unit, state)
-        state = w[:, :, None] * state
-        state = state - torch.einsum("bhd,bhe->bhde", a * unit, removed)
-        return state + torch.einsum("bhd,bhe->bhde", added, value)
+        state = torch.addcmul(w[..., None] * state, -(a * unit)[..., None], removed[:, :, None])
+        return torch.addcmul(state, added[..., None], value[:, :, None])
 
     state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
     return walk(q, rows, state, step, unit, replacement, v, w, a)
