@@ -14,9 +14,6 @@ from variants.full import DEFINITION as EXACT
 
 ALL_ROWS_UP_TO = 1024
 SAMPLED_ROWS = 256
-LONG_FROM = 32768
-LONG_ROWS = 64
-"""From that length on an oracle of more rows would take far longer than what it proves."""
 PIECE_ROWS = 64
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -45,8 +42,7 @@ def checked_rows(problem: Problem, seed: int = 0) -> Int64[Tensor, " rows"]:
         return torch.arange(problem.tokens, device=problem.device)
     edges = torch.cat((torch.arange(8), torch.arange(problem.tokens - 8, problem.tokens)))
     inner = torch.randperm(problem.tokens - 16, generator=torch.Generator().manual_seed(seed))
-    count = LONG_ROWS if problem.tokens >= LONG_FROM else SAMPLED_ROWS
-    chosen = torch.cat((edges, inner[: count - len(edges)] + 8))
+    chosen = torch.cat((edges, inner[: SAMPLED_ROWS - 16] + 8))
     return chosen.sort().values.to(problem.device)
 
 

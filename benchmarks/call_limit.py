@@ -21,12 +21,12 @@ class CallLimit:
     """The longest call that is to be measured, and the paces from which others are foretold."""
 
     seconds: float = math.inf
-    _paces: dict[Hashable, list[Pace]] = field(default_factory=dict)
+    _paces: dict[Hashable, dict[int, Pace]] = field(default_factory=dict)
 
     def learn(self, case: Case, seconds: float) -> None:
-        """Keep what a call took."""
+        """Keep what a call took; of one length the last counts."""
         if math.isfinite(self.seconds):
-            self._paces.setdefault(_curve_of(case), []).append(Pace(case, seconds))
+            self._paces.setdefault(_curve_of(case), {})[case.problem().length] = Pace(case, seconds)
 
     def learn_from(self, rows: Iterable[Measurement]) -> None:
         """Keep what the calls of those rows took."""
@@ -44,19 +44,16 @@ class CallLimit:
         From the nearest shorter length, by the growth of the operations that the variant carries out. What has no
         shorter length is tried.
         """
-        length = case.problem().length
-        shorter = [pace for pace in self._paces.get(_curve_of(case), ()) if pace.case.problem().length < length]
-        if not shorter:
+        paces = self._paces.get(_curve_of(case), {})
+        shorter = max((length for length in paces if length < case.problem().length), default=None)
+        if shorter is None:
             return None
-        nearest = max(shorter, key=lambda pace: pace.case.problem().length)
+        nearest = paces[shorter]
         seconds = nearest.seconds * _operations(case) / max(1, _operations(nearest.case))
         if seconds <= self.seconds:
             return None
-        known = f"from {nearest.seconds:.3g} s at {nearest.case.problem().length} tokens"
-        return (
-            seconds,
-            f"not tried: {known} a call would take {seconds:.3g} s, and {self.seconds:g} s are allowed",
-        )
+        known = f"{nearest.seconds:.3g} s at {shorter} tokens"
+        return seconds, f"not tried: from {known} a call would take {seconds:.3g} s, and {self.seconds:g} s are allowed"
 
 
 def _curve_of(case: Case) -> Hashable:

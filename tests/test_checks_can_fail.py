@@ -200,8 +200,8 @@ def test_an_error_far_from_both_ends_of_a_long_output_is_seen() -> None:
     assert measure_errors(out, (q, k, v), problem, definition, {}).implementation > 1e-3
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(1024, 1024), (1025, 256), (32767, 256), (32768, 64)])
-def test_fewer_rows_of_longer_problems_are_checked_the_ends_always(tokens: int, count: int) -> None:
+@pytest.mark.parametrize(("tokens", "count"), [(1024, 1024), (1025, 256), (131072, 256)])
+def test_a_long_problem_is_checked_on_a_sample_with_both_ends(tokens: int, count: int) -> None:
     rows = checked_rows(Problem(tokens=tokens)).tolist()
     assert len(set(rows)) == len(rows) == count
     assert rows[:8] == list(range(8)) and rows[-8:] == list(range(tokens - 8, tokens))
