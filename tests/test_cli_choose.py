@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -257,10 +258,17 @@ def test_choose_imports_nothing_heavy(results: Path) -> None:
 def test_it_starts_within_half_a_second_of_processor_time(results: Path, arguments: tuple[str, ...]) -> None:
     if arguments[0] == "choose":
         arguments = (*arguments, "--results", str(results))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert program(*arguments).returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    spent = [children_seconds()]
+    for _ in range(5):
+        assert program(*arguments).returncode == 0
+        spent.append(children_seconds())
+    # The least: what else the machine does can only add to it.
+    assert min(after - before for before, after in pairwise(spent)) < 0.5
+
+
+def children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_piped_text_is_plain_and_a_terminal_gets_the_same_words(results: Path) -> None:
