@@ -46,9 +46,13 @@ def describe_machine(device: str, threads: int, allocator: str) -> dict[str, Any
 
 
 def machine_key(description: dict[str, Any]) -> str:
-    """A short hash of processor, threads, allocator and torch: series with other keys are never joined."""
+    """A short hash of processor, threads, allocator and torch: series with other keys are never joined.
+
+    A processor is its name and its vector extensions, since a virtual machine may hide all else: without bfloat16
+    products, one "AMD EPYC" is a hundred times slower in them than another.
+    """
     gpu = description["gpu"]
-    processor = gpu["name"] if gpu else description["cpu"]
+    processor = gpu["name"] if gpu else [description["cpu"], sorted(description["cpu_flags"])]
     parts = [processor, description["threads"], description["allocator"], description["torch"]]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]
     return f"{'cuda' if gpu else 'cpu'}-{digest}"

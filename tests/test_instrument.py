@@ -249,11 +249,11 @@ def test_a_machines_key_is_what_separates_series(monkeypatch: pytest.MonkeyPatch
     assert described["key"] == machine.describe_machine("cpu", 2, "glibc")["key"]
     assert described["key"].startswith("cpu-")
     others = [machine.describe_machine("cpu", 1, "glibc"), machine.describe_machine("cpu", 2, "default")]
-    for field, value in (("cpu", "another"), ("torch", "0.1"), ("gpu", {"name": "H200"})):
+    for field, value in (("cpu", "another"), ("cpu_flags", ["avx"]), ("torch", "0.1"), ("gpu", {"name": "H200"})):
         others.append({"key": machine.machine_key(described | {field: value})})
     for field, value in (("load", 99.0), ("kernel", "0"), ("steal_ticks", 1)):
         assert machine.machine_key(described | {field: value}) == described["key"]
-    assert len({described["key"], *(other["key"] for other in others)}) == 6
+    assert len({described["key"], *(other["key"] for other in others)}) == 7
     json.dumps(described)
 
 
