@@ -925,7 +925,7 @@ def validate_choice(
 
     \b
     Example:
-      attnscape validate-choice --results reports/measured/cpu-b045d22a8f
+      attnscape validate-choice --results reports/measured/cpu-cbcc8252b1
     """  # noqa: D301  # \b keeps the example's line breaks
     import msgspec
 
@@ -1101,11 +1101,12 @@ def _worked_example(folder: Path) -> str:
     """The README's question and its answer, from the measured figures that the checkout ships."""
     import contextlib
     import io
+    import shlex
 
-    command = "choose --on EPYC --tokens 3000 --causal --max-ms 40 --max-error 0.5"
+    command = 'choose --on "EPYC with avx512_bf16" --tokens 3000 --causal --max-ms 40 --max-error 0.5'
     answer = io.StringIO()
     with contextlib.redirect_stdout(answer), contextlib.chdir(folder):
-        main(command.split())
+        main(shlex.split(command))
     told, rest, _ = answer.getvalue().partition("\nBreaks a limit")
     lines = [line.rstrip() for line in told.splitlines()] + (["…"] if rest else [])
     return "```console\n" + "\n".join([f"$ attnscape {command}", *lines]) + "\n```"

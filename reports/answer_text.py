@@ -9,6 +9,7 @@ from reports.answer import COMPARED_ONLY, Answer, Candidate, Crossover, Nearest,
 from reports.curve import Figures
 from reports.floors import Floors
 from reports.interpolation import Figure, Provenance
+from reports.processor import processor_name
 from reports.quantities import (
     BYTES_PER_MIB,
     digits,
@@ -76,9 +77,7 @@ def answer_json(answer: Answer) -> str:
 def _question_text(answer: Answer, machine: dict[str, Any]) -> str:
     question = answer.question
     limits = _limits_text(answer.budget)
-    name = machine.get("gpu") if question.device.startswith("cuda") else machine.get("cpu")
-    name = name.get("name") if isinstance(name, dict) else name
-    where = f"machine {answer.machine}" + (f" ({name})" if isinstance(name, str) else "")
+    where = f"machine {answer.machine}" + (f" ({processor_name(machine)})" if machine else "")
     places = [f"measured on {where}"] if answer.machine is not None else []
     places += [f"asked for {answer.card}"] if answer.card is not None else []
     return f"{question.tokens} tokens, {question.shape.describe()}\n{'; '.join([limits, *places])}"

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, TypedDict
 
 import msgspec
@@ -109,8 +110,12 @@ class Curve:
         return labelled(self.variant, dict(self.parameters))
 
     def rows(self, inputs: str = TIMED_INPUTS) -> dict[int, Row]:
-        """The points of one kind of input, by length."""
-        return {length: row for (kind, length), row in sorted(self.points.items()) if kind == inputs}
+        """The points of one kind of input, by length, without those that were left out for their foretold times."""
+        return {length: row for length, row in self._all_rows(inputs).items() if not self._left_out(row)}
+
+    def left_out(self) -> dict[int, Row]:
+        """The points that were not tried since a shorter length foretold a call that is too long, by length."""
+        return {length: row for length, row in self._all_rows(TIMED_INPUTS).items() if self._left_out(row)}
 
     def seconds(self) -> dict[int, float]:
         """Every measured time, by length."""
@@ -154,6 +159,17 @@ class Curve:
             error_inputs=kind,
             error_gap=gap if total is None else "",
         )
+
+    def _all_rows(self, inputs: str) -> dict[int, Row]:
+        return {length: row for (kind, length), row in sorted(self.points.items()) if kind == inputs}
+
+    @cached_property
+    def _timed(self) -> bool:
+        return any(row.seconds is not None for row in self.points.values())
+
+    def _left_out(self, row: Row) -> bool:
+        """It is no failure, but a length that was not measured, where times are known to tell it from."""
+        return row.foretold_seconds is not None and self._timed
 
     def _timed_sides(self, length: int) -> dict[int, Row]:
         """The rows on both sides of `length`, all `ok`. Raises `Unavailable`."""

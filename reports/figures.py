@@ -18,6 +18,9 @@ from reports.length_figures import Foretell, Styles, draw_memory, draw_times, ma
 from reports.quantities import error_text, joules_text, seconds_text
 
 _FLOOR: Final = "mean of V (floor)"
+_MOST_LINES: Final = 8
+"""Of a picture for a README: there are as many colours."""
+
 _LINES: Final = "Whole lines join measured points; dashed ones without marks are foretold, within a 90 % band."
 
 
@@ -156,9 +159,12 @@ def tradeoff_picture(curves: Sequence[Curve], styles: Styles, name: str) -> Pict
 def write_png(path: Path, curves: Sequence[Curve], machine: str) -> None:
     """Write a picture of one shape for a README: time and extra memory, side by side under the machine.
 
-    Raises `OSError` where the file cannot be written.
+    Of many variants it shows some, see `some_of`, and says so. Raises `OSError` where the file cannot be written.
     """
-    shown = [curve for curve in curves if curve.seconds()]
+    timed = [curve for curve in curves if curve.seconds()]
+    shown = some_of(timed)
+    if len(shown) < len(timed):
+        machine += f"; {len(shown)} of {len(timed)} variants"
     styles = styles_for(shown, PRINTED)
     with drawing(PRINTED, size=10.0):
         figure = Figure(figsize=(10.0, 5.0), dpi=150, layout="constrained", facecolor=PRINTED.paper)
@@ -169,6 +175,30 @@ def write_png(path: Path, curves: Sequence[Curve], machine: str) -> None:
         figure.legend(*entries(times, names), loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(machine, fontsize=9.0)
         figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def some_of(curves: Sequence[Curve]) -> list[Curve]:
+    """As many as a reader can tell apart: of each definition the variant that goes furthest, the faster of two there.
+
+    The exact ones, which all are held against, and of the approximations some from the fastest to the slowest.
+    """
+    if len(curves) <= _MOST_LINES:
+        return list(curves)
+
+    def worth(curve: Curve) -> tuple[bool, int, float]:
+        furthest, seconds = max(curve.seconds().items())
+        return not curve.exact, -furthest, seconds
+
+    best: dict[str, Curve] = {}
+    for curve in sorted(curves, key=worth):
+        if curve.attention:
+            best.setdefault(curve.variant.partition("/")[0], curve)
+    ranked = list(best.values())
+    exact = [curve for curve in ranked if curve.exact][: _MOST_LINES // 2]
+    others = [curve for curve in ranked if not curve.exact]
+    count = min(len(others), _MOST_LINES - len(exact))
+    chosen = [*exact, *(others[place * len(others) // count] for place in range(count))]
+    return [curve for curve in curves if curve in chosen]
 
 
 def spoken(curves: Sequence[Curve]) -> str:

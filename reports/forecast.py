@@ -43,6 +43,15 @@ class Forecast:
 
     def figures_at(self, curve: Curve, length: int, inputs: str | None = None) -> Figures:
         """The figures of one of the curves. Raises `Unavailable` with every reason."""
+        try:
+            return self._figures_at(curve, length, inputs)
+        except Unavailable as unavailable:
+            left_out = curve.left_out()
+            if length not in left_out:
+                raise
+            raise Unavailable([*unavailable.reasons, *failures([left_out[length]])]) from unavailable
+
+    def _figures_at(self, curve: Curve, length: int, inputs: str | None) -> Figures:
         rows = curve.rows()
         timed = _timed(curve)
         if not timed or length <= max(rows) or max(rows) > max(timed):

@@ -20,6 +20,7 @@ from reports.page_facts import facts_of
 from reports.page_links import asv_links
 from reports.page_machines import comparison
 from reports.page_pictures import explored_pictures
+from reports.processor import machine_name
 from reports.records import Results, ResultsError, Row
 from reports.shape import Shape
 from reports.text_table import Table
@@ -124,9 +125,7 @@ def write_picture(path: Path, results: Results) -> None:
 
 
 def _machine_line(machine: dict[str, Any]) -> str:
-    processor = (machine.get("gpu") or {}).get("name") or machine.get("cpu", "unknown processor")
-    threads = machine.get("threads")
-    return f"{processor}, {threads} threads, torch {machine.get('torch', '?')}"
+    return f"{machine_name(machine)}, torch {machine.get('torch', '?')}"
 
 
 def render(results: Results, version: str, extras: Extras | None = None) -> str:

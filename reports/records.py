@@ -90,6 +90,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     dirty: bool = False
     reason: str = ""
 
+    foretold_seconds: Positive | None = None
     seconds: Positive | None = None
     seconds_low: Positive | None = None
     seconds_high: Positive | None = None

@@ -1,8 +1,9 @@
 """The measurements that come with the project, a folder for each machine: with them `choose` answers at once."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from reports.processor import machine_name
 from reports.records import Results, ResultsError, read
 
 MEASURED: Final = Path(__file__).parent / "measured"
@@ -22,12 +23,3 @@ def shipped(wanted: str, folder: Path = MEASURED) -> Results:
 
 def _name(results: Results) -> str:
     return machine_name(results.of_machine().description())
-
-
-def machine_name(description: dict[str, Any]) -> str:
-    """The card, or the processor with the threads that were used."""
-    gpu = description.get("gpu")
-    if isinstance(gpu, dict):
-        return str(gpu.get("name", "unknown card"))
-    threads = description.get("threads")
-    return f"{description.get('cpu', 'unknown processor')}" + (f", {threads} threads" if threads else "")

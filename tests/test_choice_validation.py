@@ -9,7 +9,7 @@ from reports.choice_validation import regret_tables, validate_choice
 from reports.records import ResultsError, Row, read
 from tests.results_builder import DESCRIPTION, VARIANTS, as_rows, landscape, measured, write
 
-MEASURED = Path(__file__).parent.parent / "reports" / "measured" / "cpu-b045d22a8f"
+MEASURED = Path(__file__).parent.parent / "reports" / "measured" / "cpu-cbcc8252b1"
 LENGTHS = (256, 512, 1024, 2048, 4096)
 SAME_SPEED = {"seconds_low": None, "seconds_high": None}
 

@@ -91,6 +91,25 @@ def test_refusals_are_reasons() -> None:
     assert [one.variant for one in answer.fitting] == [BASELINE]
 
 
+def left_out(variant: str, tokens: int) -> dict[str, Any]:
+    return failed(variant, tokens, "timeout", f"not tried: {tokens}") | {"foretold_seconds": 99.0}
+
+
+def test_a_length_that_was_left_out_for_its_foretold_time_is_a_length_not_measured() -> None:
+    lines = [measured(BASELINE, at) for at in LENGTHS]
+    plain = named(ask(as_rows(lines), 8192), BASELINE).figures
+    lines += [left_out(BASELINE, at) for at in (8192, 32768)]
+    assert named(ask(as_rows(lines), 8192), BASELINE).figures == plain
+    told = reason(ask(as_rows([*lines, measured("full/matmul", 65536)]), 32768), BASELINE)
+    assert told.startswith("32768 tokens are more than 4 times the last measured length, 4096; ")
+    assert told.endswith("timeout at 32768 tokens: not tried: 32768")
+
+
+def test_what_was_never_measured_says_why_it_was_left_out() -> None:
+    lines = [measured(BASELINE, at) for at in LENGTHS] + [left_out("full/matmul", at) for at in LENGTHS]
+    assert reason(ask(as_rows(lines), 512), "full/matmul") == "timeout at 512 tokens: not tried: 512"
+
+
 def test_a_kernel_that_was_wrong_at_any_length_is_not_foretold() -> None:
     lines = [measured(BASELINE, at) for at in LENGTHS]
     lines.append(failed(BASELINE, 512, "wrong", "error 0.3", inputs="peaky"))

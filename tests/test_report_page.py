@@ -24,10 +24,10 @@ from reports import page_scripts
 from reports.attention_pictures import attention_pictures
 from reports.cards import Card
 from reports.choice import choose
-from reports.curve import curves
+from reports.curve import Curve, curves
 from reports.declared_costs import declare_nothing
 from reports.figure_style import PRINTED, THEMED, drawing, styles_of
-from reports.figures import pictures, write_png
+from reports.figures import pictures, some_of, write_png
 from reports.landscape import Point, common_length, error_rows, pareto_front, tradeoff
 from reports.length_figures import draw_memory, draw_times, styles_for
 from reports.page import Extras, render, write_page
@@ -530,6 +530,27 @@ def test_the_picture_for_a_readme(tmp_path: Path) -> None:
     assert content.startswith(b"\x89PNG")
     assert content == (tmp_path / "two.png").read_bytes()
     assert styles_for(CURVES, PRINTED)["local_window/tiled (window 256)"].fill == "#ffffff"
+
+
+def test_the_picture_for_a_readme_shows_some_of_many() -> None:
+    def curve(variant: str, seconds: float, exact: bool = False, last: int = 1024, attention: bool = True) -> Curve:
+        figures = {"seconds": seconds}
+        lines = [measured("full/matmul", at, figures=figures) for at in (256, last)]
+        rows = as_rows(line | {"exact": exact, "attention": attention} for line in lines)
+        return Curve(variant, (), exact, {("normal", row.case.length): row for row in rows})
+
+    many = [
+        curve("full/slow", 2.0, exact=True),
+        curve("full/fast", 1.0, exact=True),
+        curve("full/short", 0.1, exact=True, last=512),
+        curve("no_attention/fastest", 0.1, attention=False),
+        *(curve(f"approximation_{number}/one", 1.0 + number) for number in range(14)),
+    ]
+    assert some_of(many[:8]) == many[:8]
+    assert [one.variant for one in some_of(many)] == [
+        "full/fast",
+        *(f"approximation_{number}/one" for number in (0, 2, 4, 6, 8, 10, 12)),
+    ]
 
 
 # ---- how quantities are written

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import attnscape
+from reports.processor import EXTENSIONS, machine_name, processor_name
 from reports.records import ResultsError, read
-from reports.shipped import MEASURED, machine_name, shipped
+from reports.shipped import MEASURED, shipped
 from tests.results_builder import DESCRIPTION, landscape, write
 
 FOLDERS = sorted(place for place in MEASURED.iterdir() if place.is_dir())
@@ -60,3 +61,9 @@ def test_machines_are_named_by_their_card_or_processor() -> None:
     assert machine_name(DESCRIPTION) == "Example CPU at 2.60 GHz, 2 threads"
     assert machine_name(DESCRIPTION | {"gpu": {"name": "NVIDIA H200"}}) == "NVIDIA H200"
     assert machine_name({}) == "unknown processor"
+
+
+@pytest.mark.parametrize("number", range(len(EXTENSIONS)))
+def test_processors_of_one_name_are_told_apart_by_their_widest_extension(number: int) -> None:
+    flags = ["fma", *EXTENSIONS[number:]]
+    assert processor_name({"cpu": "AMD EPYC", "cpu_flags": flags}) == f"AMD EPYC with {EXTENSIONS[number]}"
