@@ -26,10 +26,11 @@ from variants.dtypes import TORCH_DTYPES
 from variants.lightning import rates
 from variants.local_window import reach
 from variants.local_window import triton as window
+from variants.powers import LOG2_E
 from variants.problem import DTYPE_BYTES
 from variants.retention import decays
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE
-from variants.triton_launch import LOG2_E, Launch, Tile, padded, shared_bytes, softmax_tiles
+from variants.triton_launch import Launch, Tile, padded, shared_bytes, softmax_tiles
 
 pytest.importorskip("triton", reason="built for Linux on x86-64 only")
 

@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 from variants.kv_groups import by_group
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.tiles import accumulator, attend_gradients, row_delta
 from variants.top_k.chunked import select
@@ -141,7 +142,7 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
         return scores, scores.sum(-1)
     top = scores.amax(-1, keepdim=True)
     top.masked_fill_(top == -torch.inf, 0.0)
-    weights = scores.sub_(top).exp_()
+    weights = exp_(scores.sub_(top))
     total = weights.sum(-1, keepdim=True)
     total.masked_fill_(total == 0, 1.0)
     return weights.div_(total), (total.log() + top).squeeze(-1)

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from variants.powers import exp_
+
 SUB_CHUNK = 16
 
 
@@ -25,8 +27,8 @@ def gated_products(
     for start in range(0, tokens, SUB_CHUNK):
         stop = min(start + SUB_CHUNK, tokens)
         middle = at_key[..., (start + stop) // 2, None, :]
-        near = [q[..., start:stop, :] * (at[..., start:stop, :] - middle).exp_() for q, at in queries]
-        factor = (middle - at_key[..., :stop, :]).exp_()
+        near = [q[..., start:stop, :] * exp_(at[..., start:stop, :] - middle) for q, at in queries]
+        factor = exp_(middle - at_key[..., :stop, :])
         far = [k[..., :stop, :] * factor for k in keys]
         block = torch.cat(near, -2) @ torch.cat(far, -2).mT
         for row, parts in zip(grid, block.split(stop - start, -2), strict=True):

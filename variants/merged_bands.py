@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.tiles import (
     CACHE_ELEMENTS,
@@ -172,7 +173,7 @@ def _add_few_keys(band: Band, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse:
         scores.add_(band.bias.mT)
     joint = torch.logaddexp(lse.mT, scores.logsumexp(1, keepdim=True))
     shift = visible(joint)
-    out.mul_(torch.exp(lse - shift.mT)).baddbmm_(scores.sub_(shift).exp_().mT, band.key_tiles(v)[:, 0])
+    out.mul_(torch.exp(lse - shift.mT)).baddbmm_(exp_(scores.sub_(shift)).mT, band.key_tiles(v)[:, 0])
     lse.copy_(joint.mT)
 
 

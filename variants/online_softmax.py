@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.dtypes import TORCH_DTYPES
+from variants.powers import LN_2, LOG2_E, exp_
 from variants.problem import Problem
-from variants.products import product
+from variants.products import product, wide_vectors
 from variants.tiles import SCRATCH_BYTES, accumulator, flatten_heads, hidden_bias, row_delta, visible
 
-KEYS, SCORES = 2048, 2**20
-"""The most keys and scores of a tile, 4 MiB of float32: the fastest of those tried on a CPU."""
+ROWS = 512
+"""Of a tile without a mask; with one fewer, since a tile on the diagonal hides half of its pairs."""
 
 FEW_ROWS = 64
 """Up to so many queries, as in decoding, a tile takes as many keys as its scores may be: its steps cost more."""
@@ -29,13 +30,20 @@ Plan = list[tuple[slice, Spans]]
 
 
 def tile_rows(problem: Problem) -> int:
-    """Fewer with a mask, since a tile on the diagonal hides half of its pairs."""
-    return 256 if problem.causal else SCORES // max(1, min(KEYS, problem.kv_tokens))
+    """Of so few keys that they do not fill a tile, more rows do."""
+    keys = most_keys()
+    return ROWS // 2 if problem.causal else ROWS * keys // max(1, min(keys, problem.kv_tokens))
 
 
 def tile_keys(problem: Problem) -> int:
     """The most keys of a span."""
-    return KEYS if problem.tokens > FEW_ROWS else SCORES // max(1, problem.tokens)
+    keys = most_keys()
+    return keys if problem.tokens > FEW_ROWS else ROWS * keys // max(1, problem.tokens)
+
+
+def most_keys() -> int:
+    """The fastest of those tried on a CPU: oneDNN's products, which take wide vectors, gain more from long tiles."""
+    return 2048 if wide_vectors() else 1024
 
 
 def tiles(problem: Problem) -> Plan:
@@ -73,7 +81,8 @@ def _bias(problem: Problem, rows: int, keys: int, diagonal: int) -> Tensor | Non
 def one_row_tile(
     q: Float[Tensor, "rows dim"], k: Float[Tensor, "keys dim"], v: Float[Tensor, "keys dim"], spans: Spans
 ) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows 1"]]:
-    """Output and log-sum-exp of one tile of scaled rows, by the online softmax over its spans of keys."""
+    """Output and log-sum-exp of one tile of rows, by the online softmax over its spans of keys; scores to base 2."""
+    q = q * (q.shape[1] ** -0.5 * LOG2_E)
     out, total = torch.zeros_like(q), q.new_zeros(len(q), 1)
     top = torch.full_like(total, -torch.inf)
     for span, bias in spans:
@@ -82,12 +91,12 @@ def one_row_tile(
             scores.add_(bias)
         new = torch.maximum(top, scores.amax(-1, keepdim=True))
         shift = visible(new)  # a row that has seen no key yet has -inf here
-        scores.sub_(shift).exp_()
-        rescale = torch.exp(top - shift)
+        scores.sub_(shift).exp2_()
+        rescale = torch.exp2(top - shift)
         total.mul_(rescale).add_(scores.sum(-1, keepdim=True))
         out.mul_(rescale).add_(product(scores, v[span]))
         top = new
-    return out.div_(total.masked_fill(total == 0, 1.0)), visible(top) + total.log()
+    return out.div_(total.masked_fill(total == 0, 1.0)), (visible(top) + total.log2()) * LN_2
 
 
 def tile_gradients(
@@ -100,7 +109,7 @@ def tile_gradients(
     weights = product(q, k.mT)
     if bias is not None:
         weights.add_(bias)
-    weights.sub_(visible(lse)).exp_()
+    weights = exp_(weights.sub_(visible(lse)))
     grad_scores = product(grad, v.mT).sub_(delta).mul_(weights)
     return product(grad_scores, k), product(grad_scores.mT, q), product(weights.mT, grad)
 
@@ -114,8 +123,7 @@ class _OnlineSoftmax(torch.autograd.Function):
         fo, fl = flatten_heads(out), flatten_heads(lse)
         for head, own_q, own_k, own_v in each_head(q, k, v, wide):
             for rows, spans in plan:
-                scaled = own_q[rows].to(wide) * q.shape[3] ** -0.5
-                fo[head, rows], fl[head, rows] = one_row_tile(scaled, own_k, own_v, spans)
+                fo[head, rows], fl[head, rows] = one_row_tile(own_q[rows].to(wide), own_k, own_v, spans)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan = plan  # type: ignore[attr-defined]  # the context takes attributes
         return out

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from variants.dtypes import TORCH_DTYPES
 from variants.favor import projection
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.scan import CHUNK, carry_bytes, chunk_groups
 from variants.tiles import accumulator
@@ -30,7 +31,7 @@ def query_features(
 ) -> Float[Tensor, "rows tokens features"]:
     """φ(q), each over its largest entry."""
     logarithms = q.to(omega.dtype) @ omega
-    return (logarithms - logarithms.detach().amax(-1, keepdim=True)).exp_()
+    return exp_(logarithms - logarithms.detach().amax(-1, keepdim=True))
 
 
 def key_logarithms(

@@ -1,7 +1,8 @@
-"""Products of large matrices on a CPU by oneDNN, where torch's own take MKL.
+"""Products of matrices on a CPU, each by what is fastest there.
 
-MKL keeps to vectors of half the width on processors that are not Intel's: on an AMD EPYC with AVX-512 a product of
-float32 takes it 2.2 times as long (docs/speed.md). Small products and other types go torch's way.
+MKL, which torch's own take, keeps to vectors of half the width on processors that are not Intel's: on an AMD EPYC with
+AVX-512 a large product of float32 takes it 2.2 times as long as oneDNN, where with AVX2 alone MKL is the faster
+(docs/speed.md). A processor without products of a half type takes 10 to 50 times as long for them as for float32.
 """
 
 from typing import Final
@@ -17,6 +18,8 @@ FEWEST_PRODUCTS: Final = 2**21
 
 def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
     """a b, not differentiable where oneDNN takes it: for use inside of an autograd function."""
+    if not multiplies(a):
+        return torch.mm(a.float(), b.float()).to(a.dtype)
     if not by_onednn(a, b):
         return torch.mm(a, b)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
@@ -29,7 +32,20 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
         return False
     # A slice of columns is of neither order: there oneDNN falls back on loops.
     dense = all(x.is_contiguous() or x.mT.is_contiguous() for x in (a, b))
-    return dense and torch.backends.mkldnn.is_available() and in_full_precision()
+    return dense and wide_vectors() and torch.backends.mkldnn.is_available() and in_full_precision()
+
+
+def multiplies(x: Tensor) -> bool:
+    """Whether the device of a tensor has products of its type; a CPU may lack those of the half types."""
+    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+        return True
+    kind = "bf16" if x.dtype == torch.bfloat16 else "fp16"
+    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported")())
+
+
+def wide_vectors() -> bool:
+    """Whether the processor has vectors of 512 bits."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def in_full_precision() -> bool:

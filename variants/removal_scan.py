@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from variants.dtypes import TORCH_DTYPES
 from variants.gated_scan import gated_products, running_sums
+from variants.powers import exp, exp_
 from variants.problem import Problem
 from variants.rwkv7 import key_scales, learning_rates, log_decays
 from variants.scan import CHUNK, carry_bytes, chunk_groups, segment_bytes, solve_unit_lower, split_chunks
@@ -71,11 +72,11 @@ def removal_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *drawn: Tenso
     upto = running_sums(log_decay)
     before = upto - log_decay
     (system, early), (late, seen) = gated_products([(unit, before), (q, upto)], [taken, key], upto)
-    right = torch.cat((early.tril(-1) @ v, unit * before.exp()), -1)
+    right = torch.cat((early.tril(-1) @ v, unit * exp(before)), -1)
     solved = solve_unit_lower(system, right)
     values, keys = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
     end = upto[..., -1:, :]
-    rest, whole = (end - upto).exp_(), end.mT.exp()
+    rest, whole = exp_(end - upto), end.mT.exp()
     written, taken = (key * rest).mT @ v, taken * rest
     states, reads = [state], []
     for c in range(q.shape[1]):
@@ -83,7 +84,7 @@ def removal_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, *drawn: Tenso
         kept = torch.addcmul(written[:, c], whole[:, c], states[-1])
         states.append(torch.baddbmm(kept, taken[:, c].mT, reads[-1], alpha=-1))
     tile = seen.tril() @ v - late.tril() @ torch.stack(reads, 1)
-    return (tile + (q * upto.exp()) @ torch.stack(states[:-1], 1)).flatten(1, 2), states[-1]
+    return (tile + (q * exp(upto)) @ torch.stack(states[:-1], 1)).flatten(1, 2), states[-1]
 
 
 def groups(problem: Problem) -> list[slice]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.requirement import Limit
 from variants.tiles import CACHE_ELEMENTS, SCRATCH_BYTES, accumulator, flatten_heads
@@ -185,7 +186,7 @@ def decay_tiles(log_decay: Float64[Tensor, "rows chunks chunk"], wide: torch.dty
     lost the digits of a short segment.
     """
     total = log_decay.cumsum(-1)
-    inner = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(wide).exp_().tril_()
+    inner = exp_((total.unsqueeze(-1) - total.unsqueeze(-2)).to(wide)).tril_()
     end = total[..., -1:]
     reach, rest, whole = (x.exp().to(wide).unsqueeze(-1) for x in (total, end - total, end))
     return Tiles(inner, reach, rest, whole)

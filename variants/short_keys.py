@@ -4,12 +4,13 @@ from torch.nn import functional
 
 from variants.online_softmax import online_softmax, online_workspace_bytes, tiles
 from variants.problem import Problem
+from variants.products import wide_vectors
 from variants.sdpa import fused_workspace_bytes
 from variants.variant import Attention
 
 
 def exact_attention(problem: Problem) -> Attention:
-    """The online softmax for wide types on a CPU, else torch's fused kernels."""
+    """The online softmax for wide types on a CPU with wide vectors, else torch's fused kernels."""
     if by_tiles(problem):
         plan = tiles(problem)
         return lambda q, k, v: online_softmax(q, k, v, plan)
@@ -23,5 +24,5 @@ def exact_workspace_bytes(problem: Problem) -> int:
 
 
 def by_tiles(problem: Problem) -> bool:
-    """Half types have wide vector products in the fused kernel alone."""
-    return problem.device_type == "cpu" and problem.element_bytes >= 4
+    """The products of `variants.products` are the faster where oneDNN has them, which are those of wide types."""
+    return problem.device_type == "cpu" and problem.element_bytes >= 4 and wide_vectors()

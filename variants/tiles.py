@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.powers import exp_
 from variants.problem import Problem
 
 CACHE_ELEMENTS = 2**18
@@ -105,7 +106,7 @@ def attend_gradients(
     `lse` normalises the scores: that of the whole row, where the tile is a part of it.
     `delta` is the row sum of grad * output (FlashAttention-2, algorithm 2).
     """
-    weights = scaled_scores(q, k, bias).sub_(visible(lse).unsqueeze(-1)).exp_()
+    weights = exp_(scaled_scores(q, k, bias).sub_(visible(lse).unsqueeze(-1)))
     grad, v = grad.to(weights.dtype), v.to(weights.dtype)
     grad_v = weights.mT @ grad
     grad_scores = (grad @ v.mT).sub_(delta.unsqueeze(-1)).mul_(weights).mul_(q.shape[-1] ** -0.5)

@@ -20,9 +20,6 @@ REQUIRES: Final = (
     Limit(lambda problem: problem.head_dim <= 256, "head_dim ≤ 256"),
     Limit(lambda _: os.environ.get("TRITON_INTERPRET", "0") in ("", "0"), "needs TRITON_INTERPRET to be unset"),
 )
-LOG2_E: Final = 1.4426950408889634
-"""Powers are of 2, which cards have in hardware."""
-
 ROW_TILE: Final = 64
 
 

@@ -8,10 +8,10 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from variants.powers import LOG2_E
 from variants.problem import Problem
 from variants.tile_search import fastest, telling
 from variants.triton_launch import (
-    LOG2_E,
     Launch,
     device_code,
     dot_mode,

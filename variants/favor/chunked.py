@@ -15,6 +15,7 @@ from variants.positive_features import (
     scaled_projection,
     unaligned,
 )
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.scan import CHUNK, carry, decay_tiles, decayed_chunks, normalised, repeated_rows, split_chunks, with_ones
 from variants.variant import Attention, variant
@@ -54,7 +55,7 @@ def build(problem: Problem, *, features: int) -> Attention:
     def step(
         state: Tensor, q: Tensor, k: Tensor, v: Tensor, ceiling: Tensor, log_decay: Tensor
     ) -> tuple[Tensor, Tensor]:
-        keys = (key_logarithms(k, omega) - ceiling).exp_()
+        keys = exp_(key_logarithms(k, omega) - ceiling)
         tiles = decay_tiles(split_chunks(log_decay.squeeze(2)), state.dtype)
         sums, state = decayed_chunks(state, query_features(q, omega), keys, with_ones(v), tiles)
         return normalised(sums), state
@@ -88,7 +89,7 @@ def summed_keys(k: Tensor, v: Tensor, omega: Tensor, groups: list[slice]) -> Ten
     for group in groups:
         logarithms = key_logarithms(k[:, group], omega)
         higher = torch.maximum(ceiling, logarithms.detach().amax((1, 2), keepdim=True))
-        features = (logarithms - higher).exp_()
+        features = exp_(logarithms - higher)
         state = torch.baddbmm(state * (ceiling - higher).exp(), features.mT, with_ones(v[:, group].to(omega.dtype)))
         ceiling = higher
     return state

@@ -14,6 +14,7 @@ from variants.positive_features import (
     scaled_projection,
     unaligned,
 )
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.scan import carry, decayed_tokens, normalised, repeated_rows, segment_bytes, token_segments, with_ones
 from variants.variant import Attention, variant
@@ -51,7 +52,7 @@ def build(problem: Problem, *, features: int) -> Attention:
     def step(
         state: Tensor, q: Tensor, k: Tensor, v: Tensor, ceiling: Tensor, log_decay: Tensor
     ) -> tuple[Tensor, Tensor]:
-        keys = (key_logarithms(k, omega) - ceiling).exp_()
+        keys = exp_(key_logarithms(k, omega) - ceiling)
         sums, state = decayed_tokens(state, query_features(q, omega), keys, with_ones(v), log_decay)
         return normalised(sums), state
 
@@ -68,7 +69,7 @@ def build(problem: Problem, *, features: int) -> Attention:
         # Empty sums: zeros from which gradients reach k and v even where there is no key.
         state = logarithms[:, :0].mT @ values[:, :0]
         if problem.kv_tokens:
-            keys = (logarithms - key_ceilings(k, omega, groups).amax(1, keepdim=True)).exp_()
+            keys = exp_(logarithms - key_ceilings(k, omega, groups).amax(1, keepdim=True))
             for key, value in zip(keys.unsqueeze(3).unbind(1), values.unsqueeze(2).unbind(1), strict=True):
                 state = torch.addcmul(state, key, value)
         return normalised(query_features(q, omega) @ state).to(q.dtype)

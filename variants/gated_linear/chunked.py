@@ -6,6 +6,7 @@ from torch import Tensor
 from variants.dtypes import TORCH_DTYPES
 from variants.gated_linear import DEFINITION, log_decays
 from variants.gated_scan import gated_products, running_sums
+from variants.powers import exp, exp_
 from variants.problem import Problem
 from variants.scan import (
     CHUNK,
@@ -47,10 +48,10 @@ def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> t
     q, k, v, log_decay = (split_chunks(x) for x in (q, k, v, log_decay))
     upto = running_sums(log_decay)
     end = upto[..., -1:, :]
-    states = running_states(state, (k * (end - upto).exp_()).mT @ v, end.mT.exp())
+    states = running_states(state, (k * exp_(end - upto)).mT @ v, end.mT.exp())
     [[weights]] = gated_products([(q, upto)], [k], upto)
     tile = weights.tril_() @ v
-    return tile.add_((q * upto.exp()) @ states[:, :-1]).flatten(1, 2), states[:, -1]
+    return tile.add_((q * exp(upto)) @ states[:, :-1]).flatten(1, 2), states[:, -1]
 
 
 @variant(

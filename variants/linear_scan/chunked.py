@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from variants.dtypes import TORCH_DTYPES
 from variants.linear_scan import DEFINITION
+from variants.powers import by_powers_of_two, exp_
 from variants.problem import Problem
 from variants.products import product
 from variants.tiles import CACHE_ELEMENTS, SCRATCH_BYTES, accumulator, flatten_heads
@@ -20,7 +21,8 @@ CHUNK = 64
 
 def feature(x: Tensor) -> Tensor:
     """elu(x) + 1 in at least float32."""
-    return functional.elu(x.to(accumulator(x.dtype))).add_(1.0)
+    x = x.to(accumulator(x.dtype))
+    return exp_(x.clamp(max=0)).add_(x.clamp(min=0)) if by_powers_of_two(x) else functional.elu(x).add_(1.0)
 
 
 def feature_slope(features: Tensor) -> Tensor:

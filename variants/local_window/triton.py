@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.local_window import DEFINITION, reach
+from variants.powers import LOG2_E
 from variants.problem import Problem
 from variants.tile_search import fastest, telling
 from variants.triton_launch import (
     DTYPES,
-    LOG2_E,
     REQUIRES,
     Tile,
     device_code,

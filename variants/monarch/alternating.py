@@ -13,6 +13,7 @@ from torch.nn import functional
 from variants.dtypes import TORCH_DTYPES
 from variants.head_by_head import head_by_head
 from variants.monarch import ENCODERS_ONLY, EPSILON, SELF_ATTENTION, visible_pairs
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.tiles import SCRATCH_BYTES, accumulator
 from variants.variant import Attention, variant
@@ -39,7 +40,7 @@ def within(
     if filling is not None:
         scores = scores + filling
     lse = torch.logsumexp(scores, -1)
-    right = (scores - lse.unsqueeze(-1)).exp_()
+    right = exp_(scores - lse.unsqueeze(-1))
     targets = right @ keys
     return right, targets, ((means * targets).sum(-1) - lse).T.unsqueeze(1)
 

@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from variants.mra2 import ENCODERS_ONLY, refined_blocks
 from variants.picked_blocks import Blocks, chunks, filling_bias, gathered, pick, places
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.tiles import (
     CACHE_ELEMENTS,
@@ -84,7 +85,7 @@ def _coarse_part(means: tuple[Tensor, Tensor, Tensor], bias: Tensor) -> tuple[Te
     q, k, v = means
     scores = scaled_scores(q, k, bias)
     lse = scores.logsumexp(-1, keepdim=True)
-    return scores.sub_(visible(lse)).exp_() @ v, lse
+    return exp_(scores.sub_(visible(lse))) @ v, lse
 
 
 def _merged(

@@ -16,6 +16,7 @@ from variants.local_window import reach
 from variants.local_window.tiled import BACKWARD_ROWS, backward_tiles, plan, tile_rows
 from variants.merged_bands import attention_and_lse, bands_workspace_bytes, in_order
 from variants.positive_features import causal_gates, feature_groups, key_logarithms, scaled_projection
+from variants.powers import exp_
 from variants.problem import Problem
 from variants.scan import CHUNK, carry, decay_tiles, decayed_chunks, repeated_rows, split_chunks, with_ones
 from variants.tiles import SCRATCH_BYTES, Band, flatten_heads, visible
@@ -88,9 +89,9 @@ def build(problem: Problem, *, window: int, features: int) -> Attention:
     ) -> tuple[Tensor, Tensor]:
         queries = key_logarithms(q, omega)
         top = queries.detach().amax(-1, keepdim=True)
-        keys = (key_logarithms(k, omega) - ceiling).exp_()
+        keys = exp_(key_logarithms(k, omega) - ceiling)
         tiles = decay_tiles(split_chunks(log_decay.squeeze(2)), state.dtype)
-        sums, state = decayed_chunks(state, (queries - top).exp_(), keys, v[..., :-1], tiles)
+        sums, state = decayed_chunks(state, exp_(queries - top), keys, v[..., :-1], tiles)
         return torch.cat((sums, top + ceiling - math.log(features)), 2), state
 
     def side(q: Tensor, k: Tensor, v: Tensor, delay: int) -> Tensor:
