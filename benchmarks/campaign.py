@@ -3,12 +3,13 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from benchmarks.foreign_processes import foreign_processes
 from benchmarks.inputs import ALL_KINDS, KINDS, inputs_refusal
 from benchmarks.measurement import Case, Measurement
 from benchmarks.provenance import read_provenance
@@ -152,12 +153,14 @@ def run_campaign(
     machine_device: str,
     executor: tuple[str, Sequence[str]] = ("local", ()),
     machine: dict[str, Any] | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Measure what the folder does not hold yet; every row is on the disk before the next case begins.
 
     A shard has its own folder below `out`, and does not measure what was merged into `out` already.
     Threads 0 are all that may be used. `executor` is a name and its options, `name=value` each. `machine` is what
-    an earlier campaign found, whose ceilings are taken where they are of all the types that are asked for.
+    an earlier campaign found, whose ceilings are taken where they are of all the types that are asked for, and
+    `workers` those that other campaigns share.
 
     Raises `StoreError`, and what `Request.cases` raises. Ctrl-C ends it early, with what is done kept.
     """
@@ -172,13 +175,15 @@ def run_campaign(
     begin = monotonic()
     with Store(request.folder(out)) as store:
         merged = merged_rows(request, out)
-        with Workers() as workers:
+        with nullcontext(workers) if workers else Workers() as own:
             try:
                 dtypes = tuple({case.dtype for case in (*timed, *untimed)})
                 if machine is None or not {*dtypes} <= machine["ceilings"]["matmul_flops"].keys():
-                    machine = read_machine(workers, machine_device, settings.threads, "machine", dtypes)
+                    machine = read_machine(own, machine_device, settings.threads, "machine", dtypes)
+                    if machine["gpu"]:  # its worker has ended, and no other of ours is on the card yet
+                        machine["foreign_processes"] = foreign_processes(machine["gpu"]["uuid"])
                 outcome.machine = machine
-                _measure_into(store, merged, workers, timed, untimed, settings, progress, outcome)
+                _measure_into(store, merged, own, timed, untimed, settings, progress, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
         store.compact_if_long()
@@ -219,8 +224,12 @@ def _measure_into(
     outcome.skipped = asked - total
     progress(0, total, None)
 
+    shared = sweep.machine.get("foreign_processes", ()) if sweep.machine.get("gpu") else None
+
     def keep(row: Measurement) -> None:
         row.code = codes[row.case.variant]
+        if shared is not None:
+            row.device_state = {**row.device_state, "foreign_processes": float(len(shared))}
         with uninterrupted():
             store.append(row)
             outcome.rows.append(row)

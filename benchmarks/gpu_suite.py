@@ -12,6 +12,7 @@ from typing import Final
 from benchmarks.campaign import TIMED_INPUTS, Outcome, Progress, Request, require_device, run_campaign, usable_threads
 from benchmarks.lengths import parse_lengths
 from benchmarks.sweep import Settings
+from benchmarks.workers import Workers
 from variants import Problem
 from variants.catalogue import load, names
 from variants.definition import Definition
@@ -20,6 +21,8 @@ PROOF_INPUTS: Final = "smooth"
 """Not the inputs that are timed: of these the errors alone are wanted."""
 
 TIMEOUT_SECONDS: Final = 90.0
+PROOF_TIMEOUT_SECONDS: Final = 120.0
+PROOFS_AT_ONCE: Final = 8
 LONGEST_CALL_SECONDS: Final = 1.0
 """Several times what exact attention takes of an H200 at the greatest length; nothing interrupts a call."""
 
@@ -28,6 +31,20 @@ WITH_A_DENSE_MASK: Final = ("local_window/masked",)
 
 STEP_BY_STEP: Final = "/recurrent"
 """These launch kernels for each token: at the lengths of the named speeds they would take all others' time."""
+
+NO_RIVALS: Final = tuple(
+    f"memory_efficient/{name}"
+    for name in ("chunked", "flex", "sdpa_efficient", "split_kv", "xformers", "xformers_cutlass", "xformers_splitk")
+)
+"""Exact variants that others beat on any card: where lengths are compared, their time is better spent."""
+
+TUNING_THEMSELVES: Final = ("fla", "flash_attn_4")
+"""Of other packages, those that compile for a minute or more at each head size: few proofs of them must do."""
+
+FIRST_PROOFS: Final = ((128, 333, True), (64, 1000, False), (256, 333, False), (128, 130, True))
+"""Head size, length and mask of what tells most: the named speeds' head size, grouped heads, other lengths of keys."""
+
+FEW_PROOFS: Final = ((128, 333, True), (64, 333, True))
 
 SCANS: Final = ("linear_scan", "retention", "lightning", "gated_linear", "delta_rule", "gated_delta_rule")
 
@@ -41,6 +58,7 @@ class Stage:
     variants: tuple[str, ...]
     problems: tuple[Problem, ...]
     inputs: tuple[str, ...] = (TIMED_INPUTS,)
+    timeout_seconds: float = TIMEOUT_SECONDS
     parameters: dict[str, int] = field(default_factory=dict)
     energy: bool = False
 
@@ -50,9 +68,13 @@ class Stage:
 
 
 def cuda_variants() -> tuple[str, ...]:
-    """Every variant that declares CUDA, those for nothing else first; what cannot run becomes a row with its reason."""
+    """Every variant that declares CUDA, the project's kernels first, then those for nothing else; refusals are rows."""
     found = [name for name in names() if "cuda" in load(name).devices]
-    return tuple(sorted(found, key=lambda name: "cpu" in load(name).devices))
+    return tuple(sorted(found, key=lambda name: ("cpu" in load(name).devices, _kind(name) != "triton")))
+
+
+def _kind(name: str) -> str:
+    return name.partition("/")[2]
 
 
 def stages(device: str) -> list[Stage]:
@@ -75,21 +97,31 @@ def stages(device: str) -> list[Stage]:
         for head_dim in (128, 64)
         for problem in shapes(parse_lengths("256:131072"), (causal,), head_dim=head_dim, mode=mode)
     ]
+    slow = [name for name in trains if _kind(name) in TUNING_THEMSELVES]
+    proven = [name for name in trains if name not in slow]
+    own = tuple(name for name in proven if load(name).devices == ("cuda",))
     fused = of("memory_efficient")
+    rivals = tuple(name for name in fused if name not in NO_RIVALS)
     windows = tuple(name for name in of("local_window") if name not in WITH_A_DENSE_MASK)
-    crossing, scans = (
-        tuple(name for name in of(*definitions) if not name.endswith(STEP_BY_STEP))
-        for definitions in (("linear_scan", "retention", "blockwise_low_rank", "memory_efficient"), SCANS)
+    crossing = tuple(
+        name for name in of("linear_scan", "retention", "blockwise_low_rank") if not name.endswith(STEP_BY_STEP)
     )
-    proofs = (proof_problems(device, "training"), proof_problems(device, "forward"))
+    scans = tuple(name for name in of(*SCANS) if not name.endswith(STEP_BY_STEP))
+    with_gradients, forward = (proof_problems(device, mode) for mode in ("training", "forward"))
+
+    def proof(name: str, share: float, variants: tuple[str, ...], problems: tuple[Problem, ...]) -> Stage:
+        return Stage(name, share, variants, problems, (PROOF_INPUTS,), PROOF_TIMEOUT_SECONDS)
+
     return [
-        Stage("right, with gradients", 0.30, tuple(trains), proofs[0], (PROOF_INPUTS,)),
-        Stage("right", 0.05, tuple(name for name in every if name not in trains), proofs[1], (PROOF_INPUTS,)),
+        proof("right: the card's own", 0.10, own, chosen_problems(device, FIRST_PROOFS)),
+        proof("right, with gradients", 0.17, tuple(proven), with_gradients),
+        proof("right", 0.03, tuple(name for name in every if name not in trains), forward),
+        proof("right: other packages", 0.10, tuple(slow), chosen_problems(device, FEW_PROOFS)),
         Stage("exact", 0.10, fused, shapes([16384, 4096])),
-        Stage("window", 0.10, (*windows, *fused), shapes([32768]), parameters=window_of(2048)),
-        Stage("crossing", 0.20, crossing, shapes([4096, 8192, 16384])),
+        Stage("window", 0.10, (*windows, *rivals), shapes([32768]), parameters=window_of(2048)),
+        Stage("crossing", 0.20, (*crossing, *rivals), shapes([4096, 8192, 16384])),
         Stage("scans", 0.05, scans, shapes([16384])),
-        Stage("energy", 0.10, (*fused, *windows), shapes([8192]), energy=True),
+        Stage("energy", 0.05, (*rivals, *windows), shapes([8192]), energy=True),
         Stage("landscape", 0.10, every, tuple(landscape)),
     ]
 
@@ -117,6 +149,16 @@ def proof_problems(device: str, mode: str) -> tuple[Problem, ...]:
     )
 
 
+def chosen_problems(device: str, chosen: Sequence[tuple[int, int, bool]]) -> tuple[Problem, ...]:
+    """Of the problems that prove gradients those in bfloat16 with this head size, length and mask, in that order."""
+    found = {
+        (problem.head_dim, problem.tokens, problem.causal): problem
+        for problem in proof_problems(device, "training")
+        if problem.dtype == "bfloat16"
+    }
+    return tuple(found[shape] for shape in chosen)
+
+
 def run_suite(
     out: Path,
     device: str,
@@ -132,20 +174,25 @@ def run_suite(
     planned = list(stages(device) if chosen is None else chosen)
     done: list[tuple[Stage, Outcome]] = []
     left, weight = seconds, sum(stage.share for stage in planned)
-    for stage in planned:
-        share = left * stage.share / weight
-        how = Settings(
-            seconds=share,
-            threads=usable_threads(),
-            timeout_seconds=TIMEOUT_SECONDS,
-            stop_after_seconds=share,
-            energy=stage.energy,
-            longest_call_seconds=LONGEST_CALL_SECONDS,
-        )
-        machine = done[-1][1].machine if done else None
-        outcome = run_campaign(stage.request(), out, how, progress(stage.name), machine_device=device, machine=machine)
-        done.append((stage, outcome))
-        left, weight = max(0.0, left - outcome.seconds), weight - stage.share
-        if outcome.interrupted:
-            break
+    with Workers() as workers:
+        for stage in planned:
+            share = left * stage.share / weight
+            how = Settings(
+                seconds=share,
+                threads=usable_threads(),
+                timeout_seconds=stage.timeout_seconds,
+                stop_after_seconds=share,
+                energy=stage.energy,
+                longest_call_seconds=LONGEST_CALL_SECONDS,
+                proofs_at_once=max(1, min(PROOFS_AT_ONCE, usable_threads() // 2)),
+                keep_workers=True,
+            )
+            machine = done[-1][1].machine if done else None
+            outcome = run_campaign(
+                stage.request(), out, how, progress(stage.name), machine_device=device, machine=machine, workers=workers
+            )
+            done.append((stage, outcome))
+            left, weight = max(0.0, left - outcome.seconds), weight - stage.share
+            if outcome.interrupted:
+                break
     return done

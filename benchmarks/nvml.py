@@ -6,6 +6,7 @@ is a deprecated wrapper.
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from statistics import median
 from types import ModuleType
@@ -29,29 +30,33 @@ def read_card(uuid: str, nvml: ModuleType | None = None) -> dict[str, float | st
     """Clocks (MHz), temperature (°C), power (W) and clock event reasons of the card with that UUID.
 
     What a card, a slice of one, a driver or an old module does not tell is left out; without NVML
-    the dictionary names that.
+    the dictionary names that. NVML stays open in the process: to open it takes longer than a sample.
     """
     nvml = nvml or module()
     if nvml is None:
         return {"nvml": "the package nvidia-ml-py is not installed"}
     try:
-        nvml.nvmlInit()
+        handle, lasting = _opened(uuid, nvml)
+        return lasting | _read(nvml, _passing(nvml, handle))
     except nvml.NVMLError as error:
         return {"nvml": str(error)}
-    try:
-        handle, is_slice = handle_of(uuid, nvml)
-        state: dict[str, float | str] = {"slice": "MIG"} if is_slice else {}
-        for name, call in _readings(nvml, handle).items():
-            value = reading(nvml, call)
-            if value is not None:
-                state[name] = value
-    except nvml.NVMLError as error:
-        return {"nvml": str(error)}
-    finally:
-        nvml.nvmlShutdown()
-    return state
 
 
+@cache
+def _opened(uuid: str, nvml: Any) -> tuple[Any, dict[str, float | str]]:
+    """The card's handle, and what does not change; raises NVMLError, of which nothing is kept."""
+    nvml.nvmlInit()
+    handle, is_slice = handle_of(uuid, nvml)
+    slice_of: dict[str, float | str] = {"slice": "MIG"} if is_slice else {}
+    return handle, slice_of | _read(nvml, _lasting(nvml, handle))
+
+
+def _read(nvml: Any, calls: dict[str, Callable[[], float | str]]) -> dict[str, float | str]:
+    found = {name: reading(nvml, call) for name, call in calls.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@cache
 def module() -> Any | None:
     """NVML's module, imported on machines with a card only; None where it is not installed."""
     return importlib.import_module("pynvml") if find_spec("pynvml") else None
@@ -80,16 +85,22 @@ def reading(nvml: Any, call: Callable[[], float | str]) -> float | str | None:
         return None
 
 
-def _readings(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
+def _passing(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
+    """The clock first: a card that has nothing to do soon lowers it."""
     return {
         "sm_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "memory_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
-        "sm_max_mhz": lambda: float(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        "power_watts": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-        "power_limit_watts": lambda: float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
-        "memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
         "clock_events": lambda: ", ".join(event_names(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))),
+        "power_watts": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        "memory_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        "memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+    }
+
+
+def _lasting(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
+    return {
+        "sm_max_mhz": lambda: float(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "power_limit_watts": lambda: float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
         "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
     }
 

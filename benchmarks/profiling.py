@@ -39,7 +39,7 @@ def profile_call(
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     snapshot = trace.with_name(f"{trace.name.partition('.')[0]}.snapshot.pickle") if cuda else None
     if snapshot is not None:
-        torch.cuda.memory._record_memory_history(device=problem.device)  # torch documents no other
+        torch.cuda.memory._record_memory_history(device=problem.device, stacks="python")  # torch documents no other
     with profile(activities=activities, profile_memory=True, record_shapes=True) as profiler:
         result = ranged_call()
         if cuda:

@@ -30,11 +30,30 @@ class Entry:
     samples: dict[int, Any] = field(default_factory=dict)
     states: list[dict[str, float | str]] = field(default_factory=list)
     first_rounds: list[int] = field(default_factory=list)
+    slowed: bool = False
+    slow: dict[int, tuple[Any, dict[str, float | str]]] = field(default_factory=dict)
+    """Samples, with the card's state, at a fraction of the clock that nothing explains."""
+
+    def add(self, number: int, sample: Any, state: dict[str, float | str], rejected: str) -> None:
+        """One round's sample; `rejected` tells `brake` or `clock` where it was not taken as it should be."""
+        if not rejected:
+            self.samples[number] = sample
+            self.states.append(state)
+        elif rejected == "clock":
+            self.slow[number] = sample, state
+
+    def settle_for_slow(self) -> None:
+        """Where no sample was taken at the full clock, those below it are the case's: such a row is marked noisy."""
+        if not self.samples and self.slow:
+            self.samples = {number: sample for number, (sample, _) in self.slow.items()}
+            self.states = [state for _, state in self.slow.values()]
+            self.slowed = True
 
     def fail(self, status: str, reason: str) -> None:
         """No figure survives a failure; the worker does not either."""
         self.status, self.reason, self.figures = status, reason, {}
         self.samples.clear()
+        self.slow.clear()
         if self.worker is not None:
             self.worker.end()
             self.worker = None
@@ -106,7 +125,7 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
         row.process_ratios = process_ratios(entry, entry.walls(), baseline.walls())
         row.process_cpu_ratios = process_ratios(entry, own, other)
         row.twin_ratio, row.twin_cpu_ratio = paired(twin, baseline)[0], _paired(again, other)[0]
-        row.noisy = len(samples) < ROUNDS or not settled(entry, baseline, twin)
+        row.noisy = len(samples) < ROUNDS or entry.slowed or baseline.slowed or not settled(entry, baseline, twin)
 
 
 def add_ceiling(row: Measurement, ceilings: dict[str, Any]) -> None:

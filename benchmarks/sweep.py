@@ -6,8 +6,10 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Any
 
 from benchmarks.call_limit import CallLimit
@@ -31,7 +33,8 @@ class Settings:
 
     Each case is timed in as many processes, one after the other: what differs from one to the next, such as where
     its memory lies, then shows in the row, and `reports.comparison` reckons with it. What by its shorter lengths
-    would take more than `longest_call_seconds` a call is not tried.
+    would take more than `longest_call_seconds` a call is not tried. On a card `proofs_at_once` variants are proven
+    side by side, and with `keep_workers` its workers rest on for another sweep with the same `Workers`.
     """
 
     seconds: float
@@ -43,6 +46,8 @@ class Settings:
     energy: bool = False
     processes: int = 1
     longest_call_seconds: float = math.inf
+    proofs_at_once: int = 1
+    keep_workers: bool = False
 
 
 Report = Callable[[Measurement], None]
@@ -58,8 +63,9 @@ class Sweep:
         self.random = random.Random(settings.seed)
         self.measured_seconds = 0.0
         self.references = References(workers, settings.threads, settings.timeout_seconds)
-        self.resting: dict[str, list[Worker]] = {}
+        self.resting = workers.resting
         self.limit = CallLimit(settings.longest_call_seconds)
+        self.abandoned = False
 
     def measure(
         self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
@@ -76,29 +82,77 @@ class Sweep:
                 share = max(0.0, deadline - time.monotonic()) / (len(problems) - index)
                 left += same if time.monotonic() >= stop else self._measure_problem(same, share, report, stop)
         finally:
-            self.references.close()
-            self._dismiss()
+            self._close()
         return left
+
+    def _close(self) -> None:
+        self.references.close()
+        if not self.settings.keep_workers:
+            self._dismiss()
 
     def measure_errors(
         self, cases: Sequence[Case], report: Report, seconds: float = math.inf, stop: float = math.inf
     ) -> list[Case]:
-        """Rows with both errors and no time, one case after the other; returns those for which no time was left."""
+        """Rows with both errors and no time, one case after the other; returns those for which no time was left.
+
+        On a card, variants go side by side where the settings say so: nothing is timed.
+        """
         deadline = min(time.monotonic() + seconds, stop)
+        lanes = _lanes(cases, self.settings.proofs_at_once)
+        if len(lanes) < 2:
+            return self._errors_in_turn(cases, report, deadline)
+        self._dismiss()
+        sweeps, lock, left = [self._beside() for _ in lanes], Lock(), list[Case]()
+
+        spent = self.measured_seconds
+
+        def report_alone(row: Measurement) -> None:
+            with lock:
+                self.measured_seconds = spent + sum(sweep.measured_seconds for sweep in sweeps)
+                report(row)
+
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            running = [
+                pool.submit(sweep._errors_in_turn, lane, report_alone, deadline)
+                for sweep, lane in zip(sweeps, lanes, strict=True)
+            ]
+            try:
+                for each in running:
+                    left += each.result()
+            except BaseException:
+                for sweep in sweeps:
+                    sweep.abandoned = True
+                self.workers.kill()
+                raise
+        return left
+
+    def _beside(self) -> "Sweep":
+        """A sweep that proves other cases at the same time: of the same run, with workers of its own."""
+        other = Sweep(self.workers, replace(self.settings, keep_workers=False), self.machine, self.provenance)
+        other.run, other.limit, other.resting = self.run, self.limit, {}
+        return other
+
+    def _errors_in_turn(self, cases: Sequence[Case], report: Report, deadline: float) -> list[Case]:
+        """Of a variant that gave no answer on a card no more is tried: each silence costs as much as many answers."""
+        left, silent = list[Case](), set[str]()
         try:
-            for number, case in enumerate(cases):
-                if time.monotonic() > deadline:
-                    return list(cases[number:])
+            for case in cases:
+                if time.monotonic() > deadline or case.variant in silent:
+                    left.append(case)
+                    continue
                 entry = Entry(case)
                 self._dismiss({case.variant})
                 if not self._refused(entry):
                     self._prepare(entry, timed=False)
                     self._let_rest([entry])
+                if self.abandoned:
+                    break
+                if entry.status == "timeout" and "foretold_seconds" not in entry.figures and case.device != "cpu":
+                    silent.add(case.variant)
                 report(self._row(entry))
         finally:
-            self.references.close()
-            self._dismiss()
-        return []
+            self._close()
+        return left
 
     def _measure_problem(self, cases: Sequence[Case], seconds: float, report: Report, stop: float) -> list[Case]:
         """The cases of one problem and input: what cannot run at all is reported, the rest goes by packs."""
@@ -180,7 +234,7 @@ class Sweep:
         except Fault as fault:
             entry.fail(fault.status, fault.reason)
             return
-        entry.worker = self._worker_for(entry.case)
+        entry.worker = entry.worker or self._worker_for(entry.case)
         arguments = (entry.case, self.settings.threads, timed, files)
         answer = self._ask(entry, "prepare", arguments)
         if answer is not None:
@@ -210,17 +264,12 @@ class Sweep:
             problem = problem.with_(causal=self.settings.baseline_causal)
         reference = Case.of(BASELINE, {}, problem, entries[0].case.inputs, entries[0].case.seed)
         baseline, twin = Entry(reference), Entry(reference)
-        begun: list[Entry] = []
         self._dismiss({entry.case.variant for entry in (baseline, *entries)})
         try:
-            for entry in (baseline, twin, *entries):
-                if time.monotonic() >= stop:
-                    break
-                begun.append(entry)
-                if not self._refused(entry):
-                    self._prepare(entry, timed=True)
+            begun = self._begin((baseline, twin, *entries), stop)
             self._sample_rounds(baseline, twin, begun[2:], min(begin + seconds, stop))
             for entry in begun:
+                entry.settle_for_slow()
                 if entry.samples:
                     self.limit.learn(entry.case, statistics.median(entry.walls().values()))
             for entry in begun[2:]:
@@ -228,12 +277,30 @@ class Sweep:
                 report(self._row(entry, baseline, twin))
             self._let_rest(begun)
         finally:
-            _end_workers(begun)
+            _end_workers((baseline, twin, *entries))
         return [entry.case for entry in entries[max(0, len(begun) - 2) :]]
 
+    def _begin(self, entries: Sequence[Entry], stop: float) -> list[Entry]:
+        """Prepare one after the other; returns those that were begun in time."""
+        if entries[0].case.device != "cpu":  # where a process takes seconds to start: so they start together
+            for entry in entries:
+                entry.worker = self._worker_for(entry.case)
+        begun: list[Entry] = []
+        for entry in entries:
+            if time.monotonic() >= stop:
+                break
+            begun.append(entry)
+            if not self._refused(entry):
+                self._prepare(entry, timed=True)
+        return begun
+
     def _worker_for(self, case: Case) -> Worker:
-        resting = self.resting.get(case.variant)
-        return resting.pop() if resting else self.workers.start()
+        if resting := self.resting.get(case.variant):
+            return resting.pop()
+        worker = self.workers.start()
+        if case.device != "cpu":
+            worker.begin("wake", (case.device,))
+        return worker
 
     def _let_rest(self, entries: Sequence[Entry]) -> None:
         """End the entries' workers, but keep a card's, whose start takes seconds, for the variants' next problem."""
@@ -271,7 +338,8 @@ class Sweep:
 
     def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
         """Rounds in random order until every ratio is settled or the time is up, shared out over the processes."""
-        self.references.pause()
+        if baseline.case.device == "cpu":  # an idle process disturbs no card, and takes seconds to start there
+            self.references.pause()
         begin, count, number = time.monotonic(), self.settings.processes, 0
         for process in range(count):
             if process:
@@ -314,9 +382,7 @@ class Sweep:
         answer = self._ask(entry, "sample", ())
         if answer is None:
             return
-        if not answer["rejected"]:
-            entry.samples[number] = answer["sample"]
-            entry.states.append(answer["state"])
+        entry.add(number, answer["sample"], answer["state"], answer["rejected"])
         self.measured_seconds += answer["call_seconds"]
 
     def _finish(self, entry: Entry, stop: float) -> None:
@@ -324,16 +390,24 @@ class Sweep:
         if entry.worker is None:
             return
         if not entry.samples:
-            entry.fail("error", "every sample was taken under a thermal or power brake, or at a fraction of the clock")
+            entry.fail("error", "every sample was taken under a thermal or power brake")
             return
-        if entry.case.device != "cpu" and (answer := self._ask(entry, "kernel", ())) is not None:
-            entry.figures["kernel"] = answer["kernel"]
-        if entry.worker is None or not self.settings.energy or time.monotonic() >= stop:
-            return
-        answer = self._ask(entry, "energy", ())
-        if answer is not None:
-            self.measured_seconds += answer.pop("spent_seconds")
+        if self.settings.energy and time.monotonic() < stop:
+            answer = self._ask_besides(entry, "energy", lambda _: {})
+            self.measured_seconds += answer.pop("spent_seconds", 0.0)
             entry.figures |= answer
+        if entry.case.device != "cpu" and entry.worker is not None:
+            entry.figures |= self._ask_besides(entry, "card_figures", lambda reason: {"kernel": f"not seen: {reason}"})
+
+    def _ask_besides(self, entry: Entry, method: str, without: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """The answer of what is no reason to lose a row that is measured, or what stands for it, by the reason."""
+        assert entry.worker is not None
+        try:
+            answer = entry.worker.ask(method, (), self.settings.timeout_seconds)
+        except Fault as fault:
+            entry.worker = None
+            return without(fault.reason)
+        return answer if answer["status"] == "ok" else without(answer["reason"])
 
     def _row(self, entry: Entry, baseline: Entry | None = None, twin: Entry | None = None) -> Measurement:
         case, problem = entry.case, entry.case.problem()
@@ -368,6 +442,19 @@ class Sweep:
             add_times(row, entry, baseline, twin)
             add_ceiling(row, self.machine["ceilings"])
         return row
+
+
+def _lanes(cases: Sequence[Case], most: int) -> list[list[Case]]:
+    """The cases of a card in at most so many parts of about as many, each variant's in one; else all in one."""
+    if any(case.device == "cpu" for case in cases):
+        return [list(cases)]
+    by_variant: dict[str, list[Case]] = {}
+    for case in cases:
+        by_variant.setdefault(case.variant, []).append(case)
+    lanes: list[list[Case]] = [[] for _ in range(min(most, len(by_variant)))]
+    for same in by_variant.values():
+        min(lanes, key=len).extend(same)
+    return lanes
 
 
 def _by_problem(cases: Sequence[Case]) -> list[list[Case]]:

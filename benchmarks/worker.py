@@ -4,6 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,7 +95,7 @@ def first_line(error: BaseException) -> str:
 def prefer_as_victim() -> None:
     """Where memory runs out, let the kernel end this process and not its parent."""
     score = Path("/proc/self/oom_score_adj")
-    if score.is_file():
+    with suppress(OSError):  # where there is none, or it may not be written
         score.write_text("1000")
 
 
@@ -112,6 +113,7 @@ class Bench:
         self.call_seconds = self.warm_seconds = 0.0
         self.cuda: CudaClock | None = None
         self.uuid = ""
+        self.spoilt = False
 
     def machine(self, device: str, threads: int, dtypes: Collection[str] | None = None) -> dict[str, Any]:
         """Describe the machine and measure its ceilings, for those dtypes only; proves the memory instrument first."""
@@ -178,13 +180,13 @@ class Bench:
             return figures | {"call_seconds": self.call_seconds}
         torch.set_num_threads(threads)
         seconds = self._warm_up(problem, first_seconds)
-        self._set_clock(problem, calls_for(seconds), seconds)
-        hot = hot_figures(self.cuda, self.call, seconds) if self.cuda else {}
+        # Before the clock, whose buffer is no memory of the call.
         peak_bytes, _, reserved_bytes = self._bytes(self._counted_call, problem)
+        self._set_clock(problem, calls_for(seconds), seconds)
         # The output, and in training the gradients, are allocated in the call but are no extra.
         results = problem.input_output_bytes // 2 if problem.mode == "training" else problem.query_bytes
         extra_bytes = max(0, held_bytes + peak_bytes - results)
-        figures |= {
+        return figures | {
             "extra_bytes": extra_bytes,
             "total_bytes": problem.input_output_bytes + extra_bytes,
             "reserved_bytes": reserved_bytes,
@@ -194,7 +196,6 @@ class Bench:
             "warm_seconds": seconds,
             "call_seconds": self.call_seconds,
         }
-        return figures | hot
 
     def renew(self, case: Case, threads: int, calls: int) -> dict[str, Any]:
         """Be ready to sample a case that another process has proved; `calls` in a sample, as there."""
@@ -230,23 +231,38 @@ class Bench:
         )
         spent = time.perf_counter() - begin
         state = read_card(self.uuid) if self.cuda else {}
-        rejected = braked(state) or underclocked(state)
+        rejected = "brake" if braked(state) else "clock" if underclocked(state) else ""
         if rejected:
             time.sleep(RECOVERY_SECONDS)
         return {"sample": sample, "state": state, "rejected": rejected, "call_seconds": spent}
 
-    def kernel(self) -> dict[str, Any]:
-        """What ran on the card, after the samples: a profiler that was once there may slow later launches."""
+    def card_figures(self) -> dict[str, Any]:
+        """The hot time and what ran on the card, after the samples: both may tell on what comes later.
+
+        A capture that fails leaves its marks in the process (torch 2.11), and a profiler may slow later launches.
+        """
         from benchmarks.profiling import names_of_call  # of no use on a machine without a card
 
         assert self.cuda is not None
+        figures = hot_figures(self.cuda, self.call, self.warm_seconds)
+        self.spoilt = self.warm_seconds <= HOT_UP_TO_SECONDS and "hot_seconds" not in figures
         try:
-            return {"kernel": kernel_on_card(*names_of_call(self.call, self.cuda.device), self.ran)}
+            return figures | {"kernel": kernel_on_card(*names_of_call(self.call, self.cuda.device), self.ran)}
         except RuntimeError as error:  # another profiler may hold the card: no reason to lose what was measured
-            return {"kernel": f"not seen: {first_line(error)}"}
+            return figures | {"kernel": f"not seen: {first_line(error)}"}
+
+    def wake(self, device: str) -> dict[str, Any]:
+        """Make ready what a card takes seconds for, while others do the same."""
+        torch.empty(1, device=device)
+        return {}
 
     def rest(self) -> dict[str, Any]:
-        """Let go of the case, so that this process may stay for another one of its variant."""
+        """Let go of the case, so that this process may stay for another one of its variant.
+
+        Raises `Failure` where it would not be as good as a fresh one.
+        """
+        if self.spoilt:
+            raise Failure("error", "a capture failed in this process")
         self.call = self.ranged_call = lambda: None
         self.cuda, self.operators, self.call_seconds = None, [], 0.0
         gc.collect()
@@ -274,7 +290,7 @@ class Bench:
         samples = [self.sample()["sample"] for _ in range(PROFILED_SAMPLES)]
         problem = case.problem()
         if self.cuda is not None:
-            figures |= self.kernel()
+            figures |= self.card_figures()
         described = {name: figures[name] for name in ("kernel", "extra_bytes", "total_bytes", "implementation_error")}
         return described | profile_call(self.call, self.ranged_call, problem, samples, trace, self.calls)
 
@@ -414,5 +430,7 @@ def hot_figures(clock: CudaClock, call: Callable[[], Any], seconds: float) -> di
     try:
         return {"hot_seconds": clock.measure_hot(call)}
     except RuntimeError as error:
+        # A capture that fails leaves its own stream the current one.
+        torch.cuda.set_stream(torch.cuda.default_stream(clock.device))
         torch.cuda.synchronize(clock.device)
         return {"hot_reason": f"no graph: {first_line(error)}"}

@@ -6,8 +6,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Lock
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,8 +32,16 @@ class Workers:
     """A zygote process, from which workers are forked in milliseconds; a context manager.
 
     Leaving the context ends every worker. The zygote has its own session, so that Ctrl-C
-    reaches the caller only.
+    reaches the caller only. Threads may share it.
     """
+
+    def __init__(self) -> None:
+        """Nothing is started yet."""
+        self.resting: dict[str, list[Worker]] = {}
+        """Workers of a card that wait for their variants' next problem."""
+        self._lock = Lock()
+        self._living: set[int] = set()
+        self._killed = False
 
     def __enter__(self) -> Self:
         """Start the zygote; raises RuntimeError where it does not come up."""
@@ -56,16 +67,30 @@ class Workers:
         self._process.wait()
 
     def start(self) -> "Worker":
-        """Fork a worker."""
+        """Fork a worker; raises `Fault` where all were ended."""
         ours, theirs = Pipe()
-        socket.send_fds(self._control, [FORK + bytes(8)], [theirs.fileno()])
-        theirs.close()
-        return Worker(ours, self._answer(), self)
+        with self._lock:
+            if self._killed:
+                raise Fault("error", "the run was stopped")
+            socket.send_fds(self._control, [FORK + bytes(8)], [theirs.fileno()])
+            theirs.close()
+            pid = self._answer()
+            self._living.add(pid)
+        return Worker(ours, pid, self)
 
     def exit_status(self, pid: int) -> int:
         """The status of a worker that has ended; negative is the signal that ended it."""
-        self._control.sendall(WAIT + pid.to_bytes(8, "little"))
-        return self._answer()
+        with self._lock:
+            self._living.discard(pid)
+            self._control.sendall(WAIT + pid.to_bytes(8, "little"))
+            return self._answer()
+
+    def kill(self) -> None:
+        """End every worker for good: threads that wait for an answer, or ask for another worker, get a `Fault`."""
+        with self._lock:
+            self._killed = True
+            for pid in self._living:
+                os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
 
     def _answer(self) -> int:
         data = self._control.recv(8, socket.MSG_WAITALL)
@@ -81,15 +106,25 @@ class Worker:
         """Made by `Workers.start`."""
         self._connection, self.pid, self._workers = connection, pid, workers
         self._ended = False
+        self._unread = 0
+
+    def begin(self, method: str, arguments: Sequence[Any]) -> None:
+        """Ask for what makes a later request faster, without waiting; that it failed is no matter."""
+        with suppress(ConnectionError):
+            self._connection.send((method, tuple(arguments)))
+            self._unread += 1
 
     def ask(self, method: str, arguments: Sequence[Any], timeout_seconds: float) -> dict[str, Any]:
         """The answer to one request. Raises `Fault` on a timeout, a crash or a kill; the worker is then gone."""
+        deadline = monotonic() + timeout_seconds
         try:
             self._connection.send((method, tuple(arguments)))
-            if not self._connection.poll(timeout_seconds):
-                self.end()
-                raise Fault("timeout", f"no answer within {timeout_seconds:.0f} s")
-            answer: dict[str, Any] = self._connection.recv()
+            for _ in range(self._unread + 1):
+                if not self._connection.poll(max(0.0, deadline - monotonic())):
+                    self.end()
+                    raise Fault("timeout", f"no answer within {timeout_seconds:.0f} s")
+                answer: dict[str, Any] = self._connection.recv()
+            self._unread = 0
         except (EOFError, ConnectionError) as error:
             raise self._fault() from error
         return answer

@@ -12,11 +12,13 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 FORK, WAIT = b"f", b"w"
+REAP_SECONDS, REAP_POLL_SECONDS = 10.0, 0.001
 
 
 def adopt_package(name: str, folder: Path) -> None:
@@ -60,13 +62,24 @@ def main(arguments: list[str]) -> None:
             control.sendall(pid.to_bytes(8, "little"))
         elif kind == WAIT:
             pid = int.from_bytes(payload, "little")
-            _, status = os.waitpid(pid, 0)
+            status = exit_status(pid)
             alive.discard(pid)
-            control.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
+            control.sendall(status.to_bytes(8, "little", signed=True))
         else:
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
             return
+
+
+def exit_status(pid: int) -> int:
+    """The status of a worker that ends; SIGKILL's of one that a driver does not let go, which is left to itself."""
+    deadline = time.monotonic() + REAP_SECONDS
+    while time.monotonic() < deadline:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+        if reaped:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(REAP_POLL_SECONDS)
+    return -signal.SIGKILL
 
 
 def find_installed() -> None:

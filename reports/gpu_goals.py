@@ -16,6 +16,7 @@ WINDOW_SPEED_UP: Final = 10.0
 LINEAR_FROM, LOW_RANK_FROM = 4096, 8192
 """Lengths from which on the variant is to be faster than the best exact one."""
 
+HEADS: Final = 16
 HEAD_DIM: Final = 128
 DTYPE: Final = "bfloat16"
 
@@ -47,9 +48,9 @@ def goals(rows: Iterable[Row]) -> list[Goal]:
 
 def _counts(row: Row) -> bool:
     case = row.case
-    shape = (case.head_dim, case.dtype, case.causal, case.mode)
-    on_card = case.device.startswith("cuda")
-    return row.status == "ok" and row.seconds is not None and on_card and shape == (HEAD_DIM, DTYPE, True, "forward")
+    shape = (case.batch, case.heads, case.head_dim, case.dtype, case.causal, case.mode)
+    wanted = (1, HEADS, HEAD_DIM, DTYPE, True, "forward")
+    return row.status == "ok" and row.seconds is not None and case.device.startswith("cuda") and shape == wanted
 
 
 def _best(rows: Sequence[Row], tokens: int, wanted: Callable[[Row], bool]) -> Row | None:
@@ -120,5 +121,5 @@ def goals_table(found: Sequence[Goal]) -> Table:
     """One line for each goal."""
     words = {True: "reached", False: "missed", None: "open"}
     rows = tuple((goal.name, goal.wanted, goal.found, words[goal.reached]) for goal in found)
-    title = f"Goals on the card: {DTYPE}, head size {HEAD_DIM}, causal, forward, useful FLOPs"
+    title = f"Goals on the card: {DTYPE}, {HEADS} heads of {HEAD_DIM}, causal, forward, useful FLOPs"
     return Table(title, ("what", "goal", "measured", ""), rows)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -75,9 +76,17 @@ def test_a_shard_goes_into_a_folder_of_its_own(tmp_path: Path) -> None:
     assert request().folder(tmp_path) == tmp_path
 
 
+class Idle(nullcontext[Any]):
+    """Workers of which none is asked for."""
+
+    def __enter__(self) -> Self:
+        self.resting: dict[str, Any] = {}
+        return self
+
+
 def test_a_shard_does_not_measure_what_was_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "read_machine", lambda *_: MACHINE)
-    monkeypatch.setattr(campaign, "Workers", pytest.MonkeyPatch.context)  # any context: nothing is measured
+    monkeypatch.setattr(campaign, "Workers", Idle)
     asked = Request(("full/matmul",), (Problem(tokens=16),), ("peaky",), shard=Shard(1, 1))
     (case,) = asked.cases()[1]
     with Store(tmp_path) as store:
@@ -217,7 +226,7 @@ def test_nothing_is_begun_after_the_time_is_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(campaign, "read_machine", lambda *_: MACHINE)
     asked = Request(("full/matmul",), problems_of([8, 16], ["forward"], heads=1), ("normal", "peaky"))
     settings = Settings(20.0, 1, stop_after_seconds=1e-9)
-    monkeypatch.setattr(campaign, "Workers", pytest.MonkeyPatch.context)  # any context: nothing is measured
+    monkeypatch.setattr(campaign, "Workers", Idle)
     outcome = run_campaign(asked, tmp_path, settings, lambda *_: None, machine_device="cpu")
     assert (outcome.left, outcome.rows) == (4, [])
 

@@ -20,9 +20,15 @@ def test_every_variant_for_cuda_is_proven_and_mapped() -> None:
     by_name = {stage.name: stage for stage in stages("cuda")}
     assert set(cuda_variants()) == wanted
     assert set(by_name["landscape"].variants) == wanted
-    gradients, forward = (set(by_name[name].variants) for name in ("right, with gradients", "right"))
-    assert gradients | forward == wanted and not gradients & forward
-    assert all(("training" in load(name).modes) == (name in gradients) for name in wanted)
+    proofs = ("right, with gradients", "right: other packages", "right")
+    gradients, others, forward = (set(by_name[name].variants) for name in proofs)
+    assert gradients | others | forward == wanted and not (gradients & forward or gradients & others)
+    assert all(("training" in load(name).modes) == (name not in forward) for name in wanted)
+    assert {name.partition("/")[2] for name in others} == {"fla", "flash_attn_4"}
+    first = by_name["right: the card's own"]
+    assert [name.partition("/")[2] for name in first.variants[:5]] == ["triton"] * 5
+    assert all(load(name).devices == ("cuda",) and name in gradients for name in first.variants)
+    assert set(first.problems) <= set(by_name["right, with gradients"].problems)
     assert sum(stage.share for stage in by_name.values()) == pytest.approx(1.0)
     assert "local_window/tiled" in by_name["window"].variants
     assert by_name["window"].parameters == {"window": 2048}
@@ -64,8 +70,12 @@ def test_the_landscape_is_whole_and_goes_curve_by_curve() -> None:
 def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def campaign(request: Request, out: Path, how: Any, progress: Any, *, machine_device: str, machine: Any) -> Outcome:
+    crews = set()
+
+    def campaign(request: Request, out: Path, how: Any, *_: Any, machine: Any, workers: Any, **__: Any) -> Outcome:
         assert machine == ({"stage": len(given)} if given else None)  # read once, and handed on
+        assert how.keep_workers
+        crews.add(workers)
         given.append((how.seconds, how.stop_after_seconds, how.energy))
         return Outcome(seconds=1.0, interrupted=len(given) == 3, machine={"stage": len(given)})
 
@@ -76,6 +86,7 @@ def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytes
     done = run_suite(tmp_path, "cuda", 100.0, lambda _: lambda *_: None, chosen)
     assert [stage.name for stage, _ in done] == ["0", "1", "2"]
     assert given == [(25.0, 25.0, False), (33.0, 33.0, True), (49.0, 49.0, False)]
+    assert len(crews) == 1  # one for all: to start another takes seconds
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

@@ -24,7 +24,7 @@ from benchmarks.provenance import Provenance, read_provenance
 from benchmarks.reference_files import Reference, digest_of
 from benchmarks.worker import Bench
 from tests.ready_variants import READY
-from variants import Problem
+from variants import Problem, products
 from variants.catalogue import load
 
 MIB = 2**20
@@ -285,6 +285,7 @@ def test_the_ceiling_is_that_of_the_faster_library(library: str, monkeypatch: py
         return 1e-3 if name == library else 2e-3
 
     monkeypatch.setattr(machine, "_fastest", timed)
+    monkeypatch.setattr(products, "wide_vectors", lambda: True)
     expected = 2 * 1024**3 / 1e-3
     assert machine._matmul_ceiling(torch.float32, "cpu", cuda=False) >= expected
     assert set(asked) == {"torch", "oneDNN"}
@@ -307,6 +308,7 @@ class NotSupported(Exception):
 def fake_nvml(**changes: Any) -> ModuleType:
     """A module with the names of NVML's that are used, on a card that is thermally slowed."""
     fake = ModuleType("fake_nvml")
+    opened: list[bool] = []
     closed: list[bool] = []
 
     def unsupported(*_: Any) -> float:
@@ -315,8 +317,9 @@ def fake_nvml(**changes: Any) -> ModuleType:
     names: dict[str, Any] = {
         "NVMLError": NotSupported,
         "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0,
-        "nvmlInit": lambda: None,
+        "nvmlInit": lambda: opened.append(True),
         "nvmlShutdown": lambda: closed.append(True),
+        "opened": opened,
         "closed": closed,
         "nvmlDeviceGetHandleByUUID": lambda uuid: f"handle of {uuid}",
         "nvmlDeviceGetClockInfo": lambda _, which: {1: 1755, 2: 2619}[which],
@@ -366,7 +369,8 @@ def test_a_card_is_read_in_its_units() -> None:
         "clock_events": "SwPowerCap, SwThermalSlowdown",
         "driver": "570.1",
     }  # the power limit, which this card does not tell, is left out
-    assert fake.closed == [True]
+    assert nvml.read_card("GPU-1", fake)["sm_mhz"] == 1755.0
+    assert (fake.opened, fake.closed) == ([True], [])  # to open it takes longer than a sample
 
 
 def test_a_card_that_cannot_be_read_says_why() -> None:
@@ -402,7 +406,7 @@ def test_clock_events_are_named_and_brakes_reject(mask: int, names: list[str], r
 def test_the_real_module_has_every_name_that_is_used() -> None:
     real = pytest.importorskip("pynvml")
     for name in vars(fake_nvml()):
-        assert name.startswith("__") or name == "closed" or hasattr(real, name)
+        assert name.startswith("__") or name in ("opened", "closed") or hasattr(real, name)
     assert nvml.event_names(real, 0x20 | 0x40 | 0x80) == sorted(nvml.BRAKES)
 
 

@@ -1,8 +1,11 @@
 """A sweep's rounds, ratios and refusals, with workers whose times are known."""
 
 import math
+import os
 import random
+import signal
 from collections.abc import Callable, Collection
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
@@ -58,6 +61,7 @@ class ScriptedWorkers:
 
     def __init__(self, *scripts: ScriptedWorker) -> None:
         self.waiting = list(scripts)
+        self.resting: dict[str, list[ScriptedWorker]] = {}
 
     def start(self) -> ScriptedWorker:
         return self.waiting.pop(0)
@@ -384,10 +388,15 @@ class Starting:
 
     def __init__(self) -> None:
         self.started = self.ended = 0
+        self.resting: dict[str, list[Starting]] = {}
+        self.begun: list[str] = []
 
     def start(self) -> "Starting":
         self.started += 1
         return self
+
+    def begin(self, method: str, _: tuple[Any, ...]) -> None:
+        self.begun.append(method)
 
     def ask(self, method: str, arguments: tuple[Any, ...], _: float) -> dict[str, Any]:
         if method == "rest":
@@ -417,6 +426,7 @@ def test_on_a_card_one_worker_proves_a_variant_until_it_fails(
     assert told.measure_errors(cases, rows.append) == []
     assert [row.status for row in rows] == ["ok", "ok", "ok", "error", "ok", "ok"]
     assert workers.started == workers.ended == starts
+    assert workers.begun == ["wake"] * (starts if device == "cuda" else 0)
 
 
 class Card(ScriptedWorkers):
@@ -433,11 +443,12 @@ class Card(ScriptedWorkers):
 
         def noting(method: str, *given: Any) -> dict[str, Any]:
             self.asked.append(method)
-            after = {"rest": {}, "energy": {"spent_seconds": 0.0}, "kernel": {"kernel": "flash_fwd"}}
+            after = {"rest": {}, "energy": {"spent_seconds": 0.0}, "card_figures": {"kernel": "flash_fwd"}}
             return {"status": "ok"} | after[method] if method in after else ask(method, *given)
 
         worker.ask = noting  # type: ignore[method-assign]
         worker.end = lambda: self.asked.append("end")  # type: ignore[method-assign]
+        worker.begin = lambda method, _: self.asked.append(method)  # type: ignore[attr-defined]
         return worker
 
 
@@ -458,6 +469,7 @@ def test_a_cards_workers_stay_for_the_next_problem(monkeypatch: pytest.MonkeyPat
     assert {row.kernel for row in rows} == {"flash_fwd"}
     assert card.started == 4  # baseline, twin and two variants, for three problems
     assert (card.asked.count("prepare"), card.asked.count("rest"), card.asked.count("end")) == (12, 12, 4)
+    assert card.asked[:5] == ["wake"] * 4 + ["prepare"]  # all of them start at once
     cpu, rows = swept_on("cpu", monkeypatch)
     assert {row.kernel for row in rows} == {"scripted"}
     assert (cpu.started, cpu.asked.count("rest"), cpu.asked.count("end")) == (12, 0, 12)
@@ -493,3 +505,135 @@ def test_a_worker_that_cannot_rest_is_ended_and_its_row_stays(
     told = Sweep(workers, Settings(1, 1), {"key": "x", "ceilings": {}}, Provenance("", "", False))  # type: ignore[arg-type]
     assert told.measure_errors(cases, rows.append) == []
     assert [row.status for row in rows] == ["ok", "ok"] and workers.started == workers.ended == 2
+
+
+def test_a_cards_workers_wait_for_another_sweep_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, _ = swept_on("cuda", monkeypatch, keep_workers=True)
+    assert card.asked.count("end") == 0
+    assert {name: len(workers) for name, workers in card.resting.items()} == {
+        "memory_efficient/sdpa_flash": 2,
+        "full/matmul": 1,
+        "full/sdpa_math": 1,
+    }
+
+
+@pytest.mark.parametrize("method", ["card_figures", "energy"])
+@pytest.mark.parametrize("answer", [{"status": "error", "reason": "no profiler"}, Fault("timeout", "no profiler")])
+def test_what_comes_after_the_samples_cannot_lose_them(
+    method: str, answer: dict[str, Any] | Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Card.start
+
+    def failing(self: Card) -> ScriptedWorker:
+        worker = start(self)
+        ask = worker.ask
+
+        def refusing(asked: str, *given: Any) -> dict[str, Any]:
+            if asked != method:
+                return ask(asked, *given)
+            if isinstance(answer, Fault):
+                raise answer
+            return answer
+
+        worker.ask = refusing  # type: ignore[method-assign]
+        return worker
+
+    monkeypatch.setattr(Card, "start", failing)
+    _, rows = swept_on("cuda", monkeypatch, energy=True, seconds=60.0)
+    assert [(row.status, row.seconds, row.energy_joules) for row in rows] == [("ok", 0.001, None)] * 6
+    lost = method == "card_figures" or isinstance(answer, Fault)
+    assert {row.kernel for row in rows} == {
+        "flash_fwd" if not lost else "not seen: no profiler" if method == "card_figures" else "scripted"
+    }
+
+
+def test_samples_at_a_fraction_of_the_clock_count_only_where_there_are_no_others() -> None:
+    entry = Entry(plan_cases(["full/matmul"], [Problem(tokens=4)], "normal")[0])
+    for number, rejected in enumerate(("clock", "brake", "", "clock")):
+        entry.add(number, Sample(number + 1.0, 1.0, 0, 0), {"number": float(number)}, rejected)
+    entry.settle_for_slow()
+    assert (entry.walls(), entry.states, entry.slowed) == ({2: 3.0}, [{"number": 2.0}], False)
+    slow = Entry(entry.case)
+    for number, rejected in enumerate(("clock", "brake", "clock")):
+        slow.add(number, Sample(number + 1.0, 1.0, 0, 0), {"number": float(number)}, rejected)
+    slow.settle_for_slow()
+    assert (slow.walls(), slow.states) == ({0: 1.0, 2: 3.0}, [{"number": 0.0}, {"number": 2.0}])
+    assert slow.slowed
+    slow.fail("error", "gone")
+    slow.settle_for_slow()
+    assert not slow.samples
+
+
+# ---- proofs side by side
+
+
+class Prover(Starting):
+    """Each worker notes when it is at work; one variant's gives no answer, and 13 tokens raise."""
+
+    def __init__(self, meet: Barrier | None = None, silent: str = "", stop_at: str = "") -> None:
+        super().__init__()
+        self.meet, self.silent, self.stop_at, self.killed = meet, silent, stop_at, Event()
+
+    def ask(self, method: str, arguments: tuple[Any, ...], _: float) -> dict[str, Any]:
+        if method == "rest":
+            return {"status": "ok"}
+        case: Case = arguments[0]
+        if self.meet is not None:
+            self.meet.wait(30)
+        if case.variant == self.silent:
+            raise Fault("timeout", "no answer within 1 s")
+        if self.stop_at:
+            assert self.killed.wait(30)
+            raise Fault("out_of_memory", "killed by SIGKILL")
+        return {"status": "ok", "warm_seconds": 0.0, "call_seconds": 0.25}
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+def proving(workers: Prover, lanes: int, monkeypatch: pytest.MonkeyPatch, device: str = "cuda") -> Sweep:
+    monkeypatch.setattr(Sweep, "_refused", lambda *_: False)
+    how = Settings(seconds=1, threads=1, proofs_at_once=lanes)
+    return Sweep(workers, how, {"key": "x", "ceilings": {}}, Provenance("", "", False))  # type: ignore[arg-type]
+
+
+def proofs(*lengths: int, device: str = "cuda") -> list[Case]:
+    names = ("full/matmul", "full/sdpa_math", "memory_efficient/sdpa_flash")
+    problems = [Problem(tokens=tokens, heads=1, device=device) for tokens in lengths]
+    return [Case.of(name, {}, problem, "smooth") for name in names for problem in problems]
+
+
+def test_on_a_card_variants_are_proven_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, rows = Prover(Barrier(3)), list[Measurement]()  # each answer waits for two others
+    sweep = proving(workers, 8, monkeypatch)
+    assert sweep.measure_errors(proofs(4, 8), rows.append) == []
+    assert sorted(row.case.tokens for row in rows) == [4, 4, 4, 8, 8, 8]
+    assert len({row.run for row in rows}) == 1 and {row.status for row in rows} == {"ok"}
+    assert workers.started == workers.ended == 3 and sweep.measured_seconds == 6 * 0.25
+    on_cpu = Prover()
+    assert proving(on_cpu, 8, monkeypatch).measure_errors(proofs(4, device="cpu"), rows.append) == []
+    assert on_cpu.started == 3 and rows[-1].case.variant == "memory_efficient/sdpa_flash"  # one after the other
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_of_a_variant_without_an_answer_no_more_is_tried(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Measurement] = []
+    left = proving(Prover(silent="full/matmul"), lanes, monkeypatch).measure_errors(proofs(4, 8, 16), rows.append)
+    assert [(case.variant, case.tokens) for case in left] == [("full/matmul", 8), ("full/matmul", 16)]
+    assert len(rows) == 7 and [row.case.variant for row in rows if row.status == "timeout"] == ["full/matmul"]
+
+
+def test_no_row_comes_of_what_ctrl_c_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Measurement] = []
+
+    class Interrupting(Prover):
+        def ask(self, method: str, arguments: tuple[Any, ...], seconds: float) -> dict[str, Any]:
+            if method == "prepare" and arguments[0].variant == "full/matmul":
+                os.kill(os.getpid(), signal.SIGINT)  # to the main thread, as Ctrl-C goes
+                assert self.killed.wait(30)
+                raise Fault("out_of_memory", "killed by SIGKILL")
+            return super().ask(method, arguments, seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        proving(Interrupting(stop_at="all"), 2, monkeypatch).measure_errors(proofs(4, 8), rows.append)
+    assert rows == []

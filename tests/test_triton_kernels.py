@@ -5,11 +5,13 @@ Triton reads TRITON_INTERPRET as it is imported, so the interpreter has a proces
 
 import importlib
 import multiprocessing
+import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import gradient_error, relative_error
 from tests.ready_variants import draw
-from variants import Problem, triton_scan
+from variants import Problem, flash_linear, triton_scan
 from variants.blockwise_low_rank import triton as low_rank
 from variants.catalogue import load, names
 from variants.dtypes import TORCH_DTYPES
@@ -502,8 +504,74 @@ def test_a_package_that_is_not_here_is_named(name: str, package: str, monkeypatc
 
     monkeypatch.setattr("variants.requirement.metadata.version", missing)
     reasons = load(name).refusals(Problem(tokens=64, head_dim=12, causal=True))
-    assert reasons[:3] == ["needs CUDA", "no float32 (has bfloat16, float16)", f"needs {package} (not installed)"]
+    types = f"no float32 (has {', '.join(load(name).dtypes)})"
+    assert reasons[:3] == ["needs CUDA", types, f"needs {package} (not installed)"]
     assert load(name).predicted_bytes(Problem(tokens=64, causal=True, mode="training")) > 0
+
+
+def test_what_a_package_imports_in_turn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("variants.requirement.metadata.version", lambda _: "4.0.0b36")
+    problem = Problem(tokens=64, causal=True, dtype="bfloat16")
+    for name in ("memory_efficient/flash_attn_4", "local_window/flash_attn_4"):
+        said = "needs what flash-attn-4 imports (cutlass, quack, tvm_ffi: not found)"
+        assert load(name).refusals(problem) == ["needs CUDA", said]
+    monkeypatch.setattr("variants.requirement.find_spec", lambda name: None if name == "quack" else object())
+    assert load("memory_efficient/flash_attn_4").refusals(problem)[1:] == [
+        "needs what flash-attn-4 imports (quack: not found)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("release", "capability", "mode", "refused"),
+    [
+        ("3.6.0", (9, 0), "training", True),
+        ("3.6.0", (9, 0), "forward", False),
+        ("3.6.0", (8, 0), "training", False),
+        ("3.7.1", (9, 0), "training", False),
+        ("3.3.1", (9, 0), "training", False),
+    ],
+)
+def test_a_backward_kernel_that_is_wrong_on_hopper_is_refused_there(
+    release: str, capability: tuple[int, int], mode: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("variants.requirement.metadata.version", lambda _: release)
+    reasons = load("gated_delta_rule/fla").refusals(
+        Problem(tokens=64, causal=True, mode=mode, dtype="bfloat16", device="cuda")
+    )
+    assert ("training on Hopper needs triton ≥ 3.7.1 or tilelang" in reasons) is refused
+
+
+def test_flash_linear_attention_chooses_its_tiles_for_about_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = SimpleNamespace(cache={"of 64": "small"}, configs=[], fn=None)
+    plain = SimpleNamespace(cache={"kept": True}, fn=None)
+    module = ModuleType("fla.ops.linear_attn")
+    vars(module).update(chunk_linear_attn=len, kernel=SimpleNamespace(fn=tuner), other=plain)
+    monkeypatch.setitem(sys.modules, "fla", ModuleType("fla"))
+    monkeypatch.setitem(sys.modules, "fla.ops", ModuleType("fla.ops"))
+    monkeypatch.setitem(sys.modules, "fla.ops.linear_attn", module)
+    monkeypatch.setattr(flash_linear, "_CHOSEN", {"rows": 0})
+    monkeypatch.setenv("FLA_CACHE_RESULTS", "1")
+    for tokens, chosen_anew in ((333, True), (333, False), (1000, False), (4096, True), (16384, False), (100, False)):
+        tuner.cache["tiles"] = "chosen"
+        assert flash_linear.kernel(Problem(tokens=tokens), "linear_attn", "chunk_linear_attn") is len
+        assert ("tiles" not in tuner.cache) is chosen_anew
+    assert plain.cache and os.environ["FLA_CACHE_RESULTS"] == "0"
+
+
+def test_fused_kernels_refuse_what_they_do_not_take() -> None:
+    def said(name: str, **fields: Any) -> list[str]:
+        return load(f"memory_efficient/{name}").refusals(Problem(**{"tokens": 64, "dtype": "bfloat16"} | fields))[1:]
+
+    assert said("sdpa_cudnn", tokens=1) == ["two keys or more"]
+    assert said("sdpa_cudnn", head_dim=256, mode="training") == ["head_dim ≤ 128 in training"]
+    assert said("sdpa_cudnn", head_dim=256) == said("sdpa_cudnn", head_dim=128, mode="training") == []
+    assert said("sdpa_efficient", head_dim=12) == ["rows of a head in whole 16 bytes"]
+    assert said("sdpa_efficient", head_dim=12, dtype="float32") == []
+    one = {"tokens": 1, "kv_tokens": 64, "mode": "decode"}
+    assert said("xformers_splitk", head_dim=96, **one)[-1] == "head_dim 16, 32, 64, 128, 256, 512"
+    assert load("linear_scan/fla").dtypes == ("bfloat16",)
 
 
 def test_split_k_is_for_one_query() -> None:

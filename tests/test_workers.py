@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import zygote
 from benchmarks.measurement import STATUSES, Case
 from benchmarks.workers import Fault, Workers
 from variants import Problem
@@ -327,3 +329,40 @@ def test_ctrl_c_keeps_what_is_done(tree: Path, tmp_path: Path) -> None:
     ]
     (described,) = (folder / "machines").iterdir()
     assert described.stem == lines[0]["machine"]
+
+
+def test_what_is_begun_is_done_before_the_next_answer(workers: Workers) -> None:
+    started = workers.start()
+    started.begin("wake", ("cpu",))
+    started.begin("no such method", ())
+    try:
+        assert started.ask("rest", (), 60.0) == {"status": "ok"}
+        assert started.ask("describe", ("cpu", 1), 60.0)["machine"]["threads"] == 1
+    finally:
+        started.end()
+    lost = workers.start()
+    os.kill(lost.pid, signal.SIGKILL)
+    for _ in range(3):
+        lost.begin("wake", ("cpu",))
+    with pytest.raises(Fault, match="SIGKILL"):
+        lost.ask("rest", (), 60.0)
+
+
+def test_all_workers_can_be_ended_at_once() -> None:
+    with Workers() as crew:
+        first, second = crew.start(), crew.start()
+        second.end()
+        waiting = Timer(0.5, crew.kill)
+        waiting.start()
+        with pytest.raises(Fault, match="SIGKILL"):
+            first.ask("_bytes", (partial(time.sleep, 60), Problem(tokens=1)), 30.0)
+        with pytest.raises(Fault, match="the run was stopped"):
+            crew.start()
+
+
+def test_a_worker_that_a_driver_holds_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zygote, "REAP_SECONDS", 0.05)
+    monkeypatch.setattr(zygote.os, "waitpid", lambda *_: (0, 0))
+    begin = time.monotonic()
+    assert zygote.exit_status(1) == -signal.SIGKILL
+    assert 0.05 <= time.monotonic() - begin < 5

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variants.problem import Problem
-from variants.requirement import Limit
+from variants.requirement import Limit, Package
 from variants.variant import Attention
 
 DTYPES: Final = ("bfloat16", "float16")
 HEAD_SIZES: Final = Limit(lambda p: p.head_dim <= 256 and p.head_dim % 8 == 0, "head_dim ≤ 256 and a multiple of 8")
+FLASH_ATTN_4: Final = Package("flash-attn-4", "4.0.0b1", ("cutlass", "quack", "tvm_ffi"))
 SOME_KEYS: Final = Limit(lambda p: p.tokens > 0 and p.kv_tokens > 0, "needs queries and keys")
 
 

@@ -1,6 +1,10 @@
 """What the variants that call the package flash-linear-attention share."""
 
-from typing import Final
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
 
 from variants.problem import Problem
 from variants.requirement import ComputeCapability, Limit, Package
@@ -20,6 +24,38 @@ REQUIRES: Final = (
 )
 
 CHUNK: Final = 64
+
+RETUNE_FROM: Final = 8
+"""Tiles are chosen anew for a problem so many times as large as the one that they were chosen for."""
+
+_CHOSEN: Final = {"rows": 0}
+"""Of what problem the package's tiles are, which it keeps for the process."""
+
+
+def kernel(problem: Problem, module: str, name: str) -> Callable[..., Any]:
+    """A function of the package, which is imported here, with tiles that were chosen for about such a problem.
+
+    Left to itself it keeps what it chose for the first problem of a head size, however short, and on the disk too.
+    """
+    os.environ["FLA_CACHE_RESULTS"] = "0"
+    function: Callable[..., Any] = getattr(importlib.import_module(f"fla.ops.{module}"), name)
+    rows = problem.batch * problem.heads * problem.tokens
+    if rows >= RETUNE_FROM * _CHOSEN["rows"]:
+        _forget_tiles()
+        _CHOSEN["rows"] = rows
+    return function
+
+
+def _forget_tiles() -> None:
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("fla.ops."):
+            continue
+        for found in vars(module).values():
+            layer = found
+            while layer is not None:  # an autotuner lies below what sets its constants
+                if isinstance(cache := getattr(layer, "cache", None), dict) and hasattr(layer, "configs"):
+                    cache.clear()
+                layer = getattr(layer, "fn", None)
 
 
 def chunk_bytes(problem: Problem) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 LOG2_E: Final = 1.4426950408889634
 """Powers are of 2, which cards have in hardware, too."""
@@ -16,14 +17,38 @@ LOG2_E: Final = 1.4426950408889634
 LN_2: Final = 0.6931471805599453
 
 
+class _Power(torch.autograd.Function):
+    """In place; the gradient is that times the power, where a graph of the two steps would hold more."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.mul_(LOG2_E).exp2_()
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        power: Tensor = ctx.saved_tensors[0]  # type: ignore[attr-defined]  # set by save_for_backward
+        return grad * power
+
+
 def exp(x: Tensor) -> Tensor:
     """e^x, of any shape."""
-    return torch.exp2(x * LOG2_E) if by_powers_of_two(x) else torch.exp(x)
+    if not by_powers_of_two(x):
+        return torch.exp(x)
+    return exp_(x.clone()) if x.requires_grad else x.mul(LOG2_E).exp2_()
 
 
 def exp_(x: Tensor) -> Tensor:
-    """e^x in place."""
-    return x.mul_(LOG2_E).exp2_() if by_powers_of_two(x) else x.exp_()
+    """e^x in place, of a tensor that is no view."""
+    if not by_powers_of_two(x):
+        return x.exp_()
+    if not x.requires_grad:
+        return x.mul_(LOG2_E).exp2_()
+    out: Tensor = _Power.apply(x)  # type: ignore[no-untyped-call]  # torch types no apply
+    return out
 
 
 def by_powers_of_two(x: Tensor) -> bool:

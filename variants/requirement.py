@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Protocol
 
 from packaging.version import Version
@@ -20,10 +21,11 @@ class Requirement(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A distribution of at least a version."""
+    """A distribution of at least a version, which in turn `imports` these modules of others."""
 
     name: str
     minimum: str
+    imports: tuple[str, ...] = ()
 
     def unmet(self, problem: Problem) -> str | None:
         """Reads the installed distribution's metadata; imports nothing."""
@@ -33,6 +35,8 @@ class Package:
             return f"needs {self.name} ≥ {self.minimum} (not installed)"
         if Version(installed) < Version(self.minimum):
             return f"needs {self.name} ≥ {self.minimum} ({installed} is installed)"
+        if missing := [module for module in self.imports if find_spec(module) is None]:
+            return f"needs what {self.name} imports ({', '.join(missing)}: not found)"
         return None
 
 

@@ -4,6 +4,7 @@ Registers, caches and schedulers differ from card to card and from one compiler 
 `variants.triton_launch` only say which tiles are worth a try.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -18,8 +19,13 @@ CLEARLY: Final = 0.97
 """A later choice must take less than this share of an earlier one's time: else each run would choose another."""
 
 RUNS: Final = 5
-WORTHWHILE_FLOPS: Final = 2**30
-"""Below this a call is over in some microseconds, and the first choice does."""
+WORTHWHILE_FLOPS: Final = 2**32
+"""Below this a call is over in some tens of microseconds, and the first choice does."""
+
+CYCLES_PER_SECOND: Final = 2e9
+"""About a card's clock: the wait need not be exact."""
+
+MOST_QUEUEING_SECONDS: Final = 0.01
 
 Plan = TypeVar("Plan", bound=Any)
 """A named tuple of which some fields are searched."""
@@ -96,15 +102,27 @@ def _seconds(call: Callable[[], Any]) -> float:
         call()
     except OutOfResources:
         return float("inf")
+    cycles = _cycles_of_queueing(call)
     found = []
     for _ in range(RUNS):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(cycles)  # else a short call would be timed by the host, which launches all tiles alike
         start.record()
         call()
         stop.record()
         stop.synchronize()
         found.append(float(start.elapsed_time(stop)))
     return min(found) / 1e3
+
+
+def _cycles_of_queueing(call: Callable[[], Any]) -> int:
+    """For how many of its cycles a card is kept busy while the host queues the call; at most some milliseconds."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    seconds = min(MOST_QUEUEING_SECONDS, time.perf_counter() - begin)
+    torch.cuda.synchronize()
+    return int((1.5 * seconds + 20e-6) * CYCLES_PER_SECOND)
 
 
 def telling(run: Attention, *parts: object) -> Attention:

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from variants.delta_rule import rates
 from variants.dtypes import TORCH_DTYPES
-from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes
+from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes, kernel
 from variants.problem import Problem
 from variants.variant import Attention, variant
 
@@ -24,7 +24,7 @@ from variants.variant import Attention, variant
 )
 def build(problem: Problem) -> Attention:
     """The rates go to the card here, tokens before heads; what is timed includes the norms of the keys."""
-    from fla.ops.delta_rule import chunk_delta_rule
+    attend = kernel(problem, "delta_rule", "chunk_delta_rule")
 
     beta = rates(problem.heads, problem.tokens).T.to(problem.device, TORCH_DTYPES[problem.dtype])
     beta = beta.expand(problem.batch, -1, -1).contiguous()
@@ -34,7 +34,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch tokens heads head_dim"],
         v: Float[Tensor, "batch tokens heads head_dim"],
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
-        out: Tensor = chunk_delta_rule(q, functional.normalize(k, dim=-1), v, beta, scale=1.0)[0]
+        out: Tensor = attend(q, functional.normalize(k, dim=-1), v, beta, scale=1.0)[0]
         return out
 
     return run

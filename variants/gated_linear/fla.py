@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes
+from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes, kernel
 from variants.gated_linear import log_decays
 from variants.problem import Problem
 from variants.variant import Attention, variant
@@ -22,7 +22,7 @@ from variants.variant import Attention, variant
 )
 def build(problem: Problem) -> Attention:
     """The log decays go to the card here, tokens before heads."""
-    from fla.ops.gla import chunk_gla
+    attend = kernel(problem, "gla", "chunk_gla")
 
     decays = log_decays(problem.heads, problem.tokens, problem.head_dim).transpose(0, 1).float()
     gates = decays.to(problem.device).expand(problem.batch, -1, -1, -1).contiguous()
@@ -32,7 +32,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch tokens heads head_dim"],
         v: Float[Tensor, "batch tokens heads head_dim"],
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
-        out: Tensor = chunk_gla(q, k, v, gates, scale=1.0)[0]
+        out: Tensor = attend(q, k, v, gates, scale=1.0)[0]
         return out
 
     return run

@@ -1,9 +1,9 @@
 """FlashAttention-4 with its window_size, on Hopper and Blackwell."""
 
-from variants.flash_attention import DTYPES, HEAD_SIZES, SOME_KEYS, calling, lse_bytes
+from variants.flash_attention import DTYPES, FLASH_ATTN_4, HEAD_SIZES, SOME_KEYS, calling, lse_bytes
 from variants.local_window import reach
 from variants.problem import Problem
-from variants.requirement import ComputeCapability, Package
+from variants.requirement import ComputeCapability
 from variants.variant import Attention, variant
 
 
@@ -15,7 +15,7 @@ from variants.variant import Attention, variant
     modes=("forward", "training", "decode"),
     workspace_bytes=lse_bytes,
     layout="bnhd",
-    requires=(Package("flash-attn-4", "4.0.0b1"), ComputeCapability(9), HEAD_SIZES, SOME_KEYS),
+    requires=(FLASH_ATTN_4, ComputeCapability(9), HEAD_SIZES, SOME_KEYS),
     source="github.com/Dao-AILab/flash-attention, flash_attn/cute",
 )
 def build(problem: Problem, *, window: int) -> Attention:

@@ -14,7 +14,7 @@ from variants.variant import Attention, variant
     modes=("forward", "training", "decode"),
     workspace_bytes=lse_bytes,
     layout="bnhd",
-    requires=(Package("flash-attn-3", "3.0.0b1"), ComputeCapability(9), HEAD_SIZES, SOME_KEYS),
+    requires=(Package("flash-attn-3", "3.0.0b1"), ComputeCapability(9, most=(9, 0)), HEAD_SIZES, SOME_KEYS),
     source="arXiv:2407.08608; github.com/Dao-AILab/flash-attention, hopper",
 )
 def build(problem: Problem) -> Attention:

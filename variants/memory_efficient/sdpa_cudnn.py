@@ -18,6 +18,8 @@ from variants.variant import Attention, variant
     requires=(
         ComputeCapability(8),
         Limit(lambda p: p.head_dim <= 256 and p.head_dim % 8 == 0, "head_dim ≤ 256 and a multiple of 8"),
+        Limit(lambda p: p.mode != "training" or p.head_dim <= 128, "head_dim ≤ 128 in training"),
+        Limit(lambda p: p.kv_tokens != 1, "two keys or more"),
     ),
     source="NVIDIA cuDNN, graph API, scaled dot product attention",
 )

@@ -18,6 +18,7 @@ from variants.variant import Attention, variant
     requires=(
         ComputeCapability(5),
         Limit(lambda p: p.group == 1, "no grouped queries (kv_heads = heads only)"),
+        Limit(lambda p: p.head_dim * p.element_bytes % 16 == 0, "rows of a head in whole 16 bytes"),
     ),
     source="arXiv:2112.05682",
 )

@@ -5,8 +5,10 @@ from variants.requirement import ComputeCapability, Limit, Package
 from variants.variant import Attention, variant
 from variants.xformers_attention import calling
 
-MOST_SPLITS = 512
-"""The kernel's own limit."""
+MOST_SPLITS = 64
+"""The kernel's own limit on an NVIDIA card."""
+
+HEAD_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 def workspace_bytes(problem: Problem) -> int:
@@ -29,7 +31,7 @@ def workspace_bytes(problem: Problem) -> int:
         ComputeCapability(8),
         Limit(lambda problem: problem.tokens == 1, "one query only"),
         Limit(lambda problem: problem.kv_tokens > 0, "needs keys"),
-        Limit(lambda p: p.head_dim <= 512 and p.head_dim % 8 == 0, "head_dim ≤ 512 and a multiple of 8"),
+        Limit(lambda p: p.head_dim in HEAD_SIZES, f"head_dim {', '.join(map(str, HEAD_SIZES))}"),
     ),
     source="github.com/facebookresearch/xformers, xformers/ops/fmha/triton_splitk.py",
 )

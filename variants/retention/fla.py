@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes
+from variants.flash_linear import DTYPES, REQUIRES, chunk_bytes, kernel
 from variants.problem import Problem
 from variants.variant import Attention, variant
 
@@ -21,7 +21,7 @@ from variants.variant import Attention, variant
 )
 def build(problem: Problem) -> Attention:
     """The package is imported here. Its rates of decay and its scale are those of the definition."""
-    from fla.ops.retention import chunk_retention
+    attend = kernel(problem, "retention", "chunk_retention")
 
     scale = problem.head_dim**-0.5
 
@@ -30,7 +30,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch tokens heads head_dim"],
         v: Float[Tensor, "batch tokens heads head_dim"],
     ) -> Float[Tensor, "batch tokens heads head_dim"]:
-        out: Tensor = chunk_retention(q, k, v, scale=scale)[0]
+        out: Tensor = attend(q, k, v, scale=scale)[0]
         return out
 
     return run
