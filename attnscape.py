@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -235,11 +236,19 @@ def _tune_first(question: "Question", max_error: float, results: Path) -> None:
 
 def _declared_costs(variant: str, parameters: Mapping[str, int], shape: "Shape", length: int) -> tuple[int, int] | None:
     """What a variant declares at a length: asked for beyond measured lengths only, since it imports torch."""
+    return _declared_once(variant, tuple(sorted(parameters.items())), shape, length)
+
+
+@cache
+def _declared_once(
+    variant: str, parameters: tuple[tuple[str, int], ...], shape: "Shape", length: int
+) -> tuple[int, int] | None:
+    """The same, kept: to fit a curve asks for the same lengths again and again."""
     from dataclasses import asdict
 
     from benchmarks.declarations import declared_costs
 
-    return declared_costs(variant, parameters, length, **asdict(shape))
+    return declared_costs(variant, dict(parameters), length, **asdict(shape))
 
 
 @app.command()

@@ -180,7 +180,7 @@ def run_campaign(
                 dtypes = tuple({case.dtype for case in (*timed, *untimed)})
                 if machine is None or not {*dtypes} <= machine["ceilings"]["matmul_flops"].keys():
                     machine = read_machine(own, machine_device, settings.threads, "machine", dtypes)
-                    if machine["gpu"]:  # its worker has ended, and no other of ours is on the card yet
+                    if machine.get("gpu"):  # its worker has ended, and no other of ours is on the card yet
                         machine["foreign_processes"] = foreign_processes(machine["gpu"]["uuid"])
                 outcome.machine = machine
                 _measure_into(store, merged, own, timed, untimed, settings, progress, outcome)

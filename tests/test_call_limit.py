@@ -62,7 +62,9 @@ def test_without_a_limit_all_is_tried() -> None:
 class Endless:
     """Starts a worker of 0.1 s for every case that is prepared, and counts them."""
 
-    started = 0
+    def __init__(self) -> None:
+        self.started = 0
+        self.resting: dict[str, Any] = {}
 
     def start(self) -> Any:
         self.started += 1

@@ -93,7 +93,7 @@ def test_a_file_without_a_variant_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     empty = ModuleType("variants.full.empty")
     empty.__file__ = "/where/it/is/variants/full/empty.py"
     monkeypatch.setitem(sys.modules, "variants.full.empty", empty)
-    monkeypatch.setattr(catalogue, "names", lambda: ["full/empty"])
+    monkeypatch.setattr(catalogue, "_packages_with", lambda _: [catalogue.own_package()])
     with pytest.raises(RegistryError, match="/where/it/is/variants/full/empty.py: declares no variant"):
         load("full/empty")
 
