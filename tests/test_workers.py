@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import zygote
-from benchmarks.measurement import STATUSES, Case
+from benchmarks import sweep, zygote
+from benchmarks.measurement import STATUSES, Case, Measurement
+from benchmarks.provenance import read_provenance
+from benchmarks.sweep import Settings, Sweep
 from benchmarks.workers import Fault, Workers
 from variants import Problem
-from variants.catalogue import BASELINE
+from variants.catalogue import BASELINE, load
 
 ROOT = Path(__file__).parent.parent
 
@@ -366,3 +368,17 @@ def test_a_worker_that_a_driver_holds_is_left_to_itself(monkeypatch: pytest.Monk
     begin = time.monotonic()
     assert zygote.exit_status(1) == -signal.SIGKILL
     assert 0.05 <= time.monotonic() - begin < 5
+
+
+def test_proofs_side_by_side_are_those_of_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_lanes", lambda cases, _: [cases[::2], cases[1::2]])  # a processor has none of its own
+    names = ("full/matmul", "local_window/tiled", "linear_scan/chunked", "memory_efficient/xformers")
+    problem = Problem(tokens=40, heads=2, causal=True, mode="training")
+    cases = [Case.of(name, load(name).definition.resolve(None), problem, "smooth") for name in names]
+    rows: list[Measurement] = []
+    with Workers() as crew:
+        run = Sweep(crew, Settings(60.0, 1, proofs_at_once=2), {"key": "k", "ceilings": {}}, read_provenance())
+        assert run.measure_errors(cases, rows.append) == []
+    found = {row.case.variant: row for row in rows}
+    assert [found[name].status for name in names] == ["ok", "ok", "ok", "unsupported"]
+    assert all(found[name].gradient_error is not None for name in names[:3]) and run.measured_seconds > 0
