@@ -79,9 +79,10 @@ def test_what_ran_is_recorded() -> None:
     assert kernel_on_cpu(["aten::mul", "mkldnn::_linear_pointwise", "aten::bmm"]) == "mkldnn::_linear_pointwise, bmm"
 
 
-def test_a_processor_without_wide_vectors_keeps_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_wide_vectors_keeps_torchs_own_but_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "wide_vectors", lambda: False)
     assert not by_onednn(drawn(300, 80), drawn(80, 200))
+    assert by_onednn(drawn(1, 80), drawn(80, 30000)) is ON_THIS_CPU  # MKL leaves it to one thread
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -15,6 +15,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 FEWEST_PRODUCTS: Final = 2**21
 """Below so many multiplications the call costs more than the wider vectors save."""
 
+FEW_ROWS: Final = 4
+"""Of so few MKL leaves all to one thread."""
+
 
 def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
     """a b, not differentiable where oneDNN takes it: for use inside of an autograd function."""
@@ -32,7 +35,8 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
         return False
     # A slice of columns is of neither order: there oneDNN falls back on loops.
     dense = all(x.is_contiguous() or x.mT.is_contiguous() for x in (a, b))
-    return dense and wide_vectors() and torch.backends.mkldnn.is_available() and in_full_precision()
+    better = wide_vectors() or a.shape[0] <= FEW_ROWS
+    return dense and better and torch.backends.mkldnn.is_available() and in_full_precision()
 
 
 def multiplies(x: Tensor) -> bool:
