@@ -114,8 +114,9 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
     shares = [sample.host_bound_share for sample in samples if sample.host_bound_share is not None]
     row.host_bound_share = sum(shares) / len(shares) if shares else None
     row.device_state = joined(entry.states)
-    busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
-    row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)
+    if entry.case.device == "cpu":  # the host is idle while a card works
+        busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
+        row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)
     row.noisy = True
     if baseline is not None and twin is not None and comparable(entry, baseline, twin):
         row.baseline, row.baseline_causal = baseline.case.variant, baseline.case.causal

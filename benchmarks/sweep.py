@@ -23,6 +23,8 @@ from benchmarks.workers import Fault, Worker, Workers
 from variants.catalogue import BASELINE, load
 
 FEWEST_ROUNDS = 3
+GRACE_SECONDS = 20.0
+"""So long after the time to stop a session may still take the fewest rounds."""
 MEMORY_SHARE = 0.8
 WORKER_BYTES = 300 * 2**20
 
@@ -267,7 +269,7 @@ class Sweep:
         self._dismiss({entry.case.variant for entry in (baseline, *entries)})
         try:
             begun = self._begin((baseline, twin, *entries), stop)
-            self._sample_rounds(baseline, twin, begun[2:], min(begin + seconds, stop))
+            self._sample_rounds(baseline, twin, begun[2:], begin + seconds, stop)
             for entry in begun:
                 entry.settle_for_slow()
                 if entry.samples:
@@ -336,21 +338,29 @@ class Sweep:
         entry = Entry(case)
         return self._row(entry) if self._exceeds_limit(entry) else None
 
-    def _sample_rounds(self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float) -> None:
-        """Rounds in random order until every ratio is settled or the time is up, shared out over the processes."""
+    def _sample_rounds(
+        self, baseline: Entry, twin: Entry, entries: list[Entry], deadline: float, stop: float = math.inf
+    ) -> None:
+        """Rounds in random order until every ratio is settled or the time is up, shared out over the processes.
+
+        Some time after `stop` one round must do, for a row that is marked noisy: who set it may soon end everything.
+        """
         if baseline.case.device == "cpu":  # an idle process disturbs no card, and takes seconds to start there
             self.references.pause()
         begin, count, number = time.monotonic(), self.settings.processes, 0
+        deadline = min(deadline, stop)
         for process in range(count):
+            if process and time.monotonic() > stop + GRACE_SECONDS:
+                break
             if process:
                 self._renew([baseline, twin, *entries])
             for entry in (baseline, twin, *entries):
                 entry.first_rounds.append(number)
             until = begin + (deadline - begin) * (process + 1) / count
-            number = self._rounds_of_process(baseline, twin, entries, number, until)
+            number = self._rounds_of_process(baseline, twin, entries, number, until, stop)
 
     def _rounds_of_process(
-        self, baseline: Entry, twin: Entry, entries: list[Entry], number: int, deadline: float
+        self, baseline: Entry, twin: Entry, entries: list[Entry], number: int, deadline: float, stop: float
     ) -> int:
         """The number of the round after the last one."""
         fewest, enough = (number + math.ceil(rounds / self.settings.processes) for rounds in (FEWEST_ROUNDS, ROUNDS))
@@ -360,7 +370,8 @@ class Sweep:
             for entry in order:
                 self._sample(entry, number)
             number += 1
-            if number >= fewest and time.monotonic() > deadline:
+            now = time.monotonic()
+            if (number >= fewest and now > deadline) or now > stop + GRACE_SECONDS:
                 break
             if number >= enough and all(settled(entry, baseline, twin) for entry in entries if entry.worker):
                 break
@@ -396,7 +407,7 @@ class Sweep:
             answer = self._ask_besides(entry, "energy", lambda _: {})
             self.measured_seconds += answer.pop("spent_seconds", 0.0)
             entry.figures |= answer
-        if entry.case.device != "cpu" and entry.worker is not None:
+        if entry.case.device != "cpu" and entry.worker is not None and time.monotonic() < stop + GRACE_SECONDS:
             entry.figures |= self._ask_besides(entry, "card_figures", lambda reason: {"kernel": f"not seen: {reason}"})
 
     def _ask_besides(self, entry: Entry, method: str, without: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Collection
 from threading import Barrier, Event
 from typing import Any
@@ -108,6 +109,7 @@ def slowed(seconds: float) -> Callable[[int], float]:
     return lambda number: seconds * drift[number]
 
 
+NOBODY = Provenance("", "", True)
 CEILINGS = {"matmul_flops": {"float32": 1e15}, "copy_bytes_per_second": 1e15}
 
 
@@ -251,6 +253,25 @@ def test_a_card_that_brakes_all_the_time_gives_no_figures() -> None:
     (row,) = measured(scripted(0.02), scripted(0.02), scripted(0.01, rejected=range(10**9)), seconds=0.2)
     assert (row.status, row.seconds, row.extra_bytes) == ("error", None, None)
     assert row.reason.startswith("every sample was taken under a thermal or power brake")
+
+
+def test_after_the_stop_one_round_and_nothing_more_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sweep._sample
+
+    def late(self: Sweep, entry: Entry, number: int) -> None:
+        now = time.monotonic()
+        monkeypatch.setattr(sweep.time, "monotonic", lambda: now + 1000.0)  # it came in the first round
+        sample(self, entry, number)
+
+    monkeypatch.setattr(Sweep, "_sample", late)
+    monkeypatch.setattr(Sweep, "_refused", lambda *_: False)
+    monkeypatch.setattr(sweep, "available_bytes", lambda _: 2**40)
+    card, rows = Card(), list[Measurement]()
+    told = Sweep(card, Settings(60.0, 1, energy=True, processes=3), {"key": "x", "ceilings": CEILINGS}, NOBODY)  # type: ignore[arg-type]
+    cases = plan_cases(["full/matmul"], [Problem(tokens=4, heads=1, device="cuda")], "normal")
+    assert told.measure(cases, rows.append, 60.0, time.monotonic() + 500.0) == []
+    assert [(row.status, len(row.wall_samples), row.noisy, row.clean_share) for row in rows] == [("ok", 1, True, None)]
+    assert not {"energy", "card_figures", "renew"} & set(card.asked)
 
 
 def test_a_baseline_that_shares_no_round_gives_no_ratio() -> None:
