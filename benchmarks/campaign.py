@@ -12,10 +12,11 @@ from typing import Any, Final
 from benchmarks.foreign_processes import foreign_processes
 from benchmarks.inputs import ALL_KINDS, KINDS, inputs_refusal
 from benchmarks.measurement import Case, Measurement
+from benchmarks.process_memory import predicted_process_bytes
 from benchmarks.provenance import read_provenance
 from benchmarks.shard import Shard
 from benchmarks.store import Store, holds_results, keys_of, read_folder
-from benchmarks.sweep import Settings, Sweep, predicted_process_bytes
+from benchmarks.sweep import Settings, Sweep
 from benchmarks.workers import Fault, Workers
 from variants import Problem
 from variants.catalogue import load, select

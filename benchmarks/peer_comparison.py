@@ -15,9 +15,10 @@ from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case
 from benchmarks.peer_declaration import FOLDER, InvalidPeers, Peer, declared_peers, select_peers
 from benchmarks.peer_store import PeerRow, PeerStore, facts_of, key_of, latest, read_rows
+from benchmarks.process_memory import predicted_process_bytes
 from benchmarks.provenance import Provenance, read_provenance
 from benchmarks.session_times import ROUNDS, Entry, paired, settled
-from benchmarks.sweep import MEMORY_SHARE, Settings, Sweep, predicted_process_bytes
+from benchmarks.sweep import MEMORY_SHARE, Settings, Sweep
 from benchmarks.workers import Fault, Workers
 from variants import Problem
 from variants.catalogue import BASELINE, load, names

@@ -6,19 +6,20 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from threading import Lock
+from functools import partial
 from typing import Any
 
 from benchmarks.call_limit import CallLimit
 from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
+from benchmarks.process_memory import WORKER_BYTES, predicted_process_bytes
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.references import References
 from benchmarks.session_times import ROUNDS, Entry, add_ceiling, add_times, settled
+from benchmarks.side_by_side import lanes_of, side_by_side
 from benchmarks.workers import Fault, Worker, Workers
 from variants.catalogue import BASELINE, load
 
@@ -26,7 +27,6 @@ FEWEST_ROUNDS = 3
 GRACE_SECONDS = 20.0
 """So long after the time to stop a session may still take the fewest rounds."""
 MEMORY_SHARE = 0.8
-WORKER_BYTES = 300 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +100,23 @@ class Sweep:
         On a card, variants go side by side where the settings say so: nothing is timed.
         """
         deadline = min(time.monotonic() + seconds, stop)
-        lanes = _lanes(cases, self.settings.proofs_at_once)
+        lanes = lanes_of(cases, self.settings.proofs_at_once)
         if len(lanes) < 2:
-            return self._errors_in_turn(cases, report, deadline)
+            return self._errors_in_turn(cases, deadline, report)
         self._dismiss()
-        sweeps, lock, left = [self._beside() for _ in lanes], Lock(), list[Case]()
+        sweeps, spent = [self._beside() for _ in lanes], self.measured_seconds
 
-        spent = self.measured_seconds
+        def told(row: Measurement) -> None:
+            self.measured_seconds = spent + sum(sweep.measured_seconds for sweep in sweeps)
+            report(row)
 
-        def report_alone(row: Measurement) -> None:
-            with lock:
-                self.measured_seconds = spent + sum(sweep.measured_seconds for sweep in sweeps)
-                report(row)
+        def abandon() -> None:
+            for sweep in sweeps:
+                sweep.abandoned = True
+            self.workers.kill()
 
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            running = [
-                pool.submit(sweep._errors_in_turn, lane, report_alone, deadline)
-                for sweep, lane in zip(sweeps, lanes, strict=True)
-            ]
-            try:
-                for each in running:
-                    left += each.result()
-            except BaseException:
-                for sweep in sweeps:
-                    sweep.abandoned = True
-                self.workers.kill()
-                raise
-        return left
+        works = [partial(sweep._errors_in_turn, lane, deadline) for sweep, lane in zip(sweeps, lanes, strict=True)]
+        return side_by_side(works, told, abandon)
 
     def _beside(self) -> "Sweep":
         """A sweep that proves other cases at the same time: of the same run, with workers of its own."""
@@ -134,7 +124,7 @@ class Sweep:
         other.run, other.limit, other.resting = self.run, self.limit, {}
         return other
 
-    def _errors_in_turn(self, cases: Sequence[Case], report: Report, deadline: float) -> list[Case]:
+    def _errors_in_turn(self, cases: Sequence[Case], deadline: float, report: Report) -> list[Case]:
         """Of a variant that gave no answer on a card no more is tried: each silence costs as much as many answers."""
         left, silent = list[Case](), set[str]()
         try:
@@ -455,19 +445,6 @@ class Sweep:
         return row
 
 
-def _lanes(cases: Sequence[Case], most: int) -> list[list[Case]]:
-    """The cases of a card in at most so many parts of about as many, each variant's in one; else all in one."""
-    if any(case.device == "cpu" for case in cases):
-        return [list(cases)]
-    by_variant: dict[str, list[Case]] = {}
-    for case in cases:
-        by_variant.setdefault(case.variant, []).append(case)
-    lanes: list[list[Case]] = [[] for _ in range(min(most, len(by_variant)))]
-    for same in by_variant.values():
-        min(lanes, key=len).extend(same)
-    return lanes
-
-
 def _by_problem(cases: Sequence[Case]) -> list[list[Case]]:
     """In the order in which the problems come first; inputs of another kind or seed are a problem of their own."""
     groups: dict[str, list[Case]] = {}
@@ -481,20 +458,6 @@ def _end_workers(entries: Sequence[Entry]) -> None:
         if entry.worker is not None:
             entry.worker.end()
             entry.worker = None
-
-
-def predicted_process_bytes(case: Case) -> int:
-    """What the worker of a case will need: the process, the case, and the float64 oracle's pieces."""
-    from benchmarks.accuracy import PIECE_ROWS
-
-    problem = case.problem()
-    score_bytes = 8 * problem.batch * problem.heads * min(PIECE_ROWS, max(1, problem.tokens)) * problem.kv_tokens
-    inputs = 8 * (problem.query_bytes + 2 * problem.key_bytes * problem.group) // problem.element_bytes
-    check_bytes = 4 * score_bytes + 2 * inputs * (2 if problem.mode == "training" else 1)
-    own = load(case.variant).predicted_bytes(problem, case.parameters)
-    if problem.device_type == "cuda":
-        return own + check_bytes + 2 * WORKER_BYTES
-    return max(own, problem.input_output_bytes + check_bytes) + WORKER_BYTES
 
 
 def plan_cases(

@@ -15,10 +15,11 @@ from benchmarks import sweep
 from benchmarks.campaign import Request
 from benchmarks.clock import Sample
 from benchmarks.measurement import Case, Measurement
+from benchmarks.process_memory import predicted_process_bytes
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.session_times import ROUNDS, Entry, add_ceiling, settled
-from benchmarks.sweep import Settings, Sweep, plan_cases, predicted_process_bytes
+from benchmarks.sweep import Settings, Sweep, plan_cases
 from benchmarks.workers import Fault
 from variants import Problem
 from variants.catalogue import BASELINE

@@ -371,7 +371,7 @@ def test_a_worker_that_a_driver_holds_is_left_to_itself(monkeypatch: pytest.Monk
 
 
 def test_proofs_side_by_side_are_those_of_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_lanes", lambda cases, _: [cases[::2], cases[1::2]])  # a processor has none of its own
+    monkeypatch.setattr(sweep, "lanes_of", lambda cases, _: [cases[::2], cases[1::2]])  # a CPU has none
     names = ("full/matmul", "local_window/tiled", "linear_scan/chunked", "memory_efficient/xformers")
     problem = Problem(tokens=40, heads=2, causal=True, mode="training")
     cases = [Case.of(name, load(name).definition.resolve(None), problem, "smooth") for name in names]
