@@ -36,7 +36,7 @@ NO_RIVALS: Final = tuple(
     f"memory_efficient/{name}"
     for name in ("chunked", "flex", "sdpa_efficient", "split_kv", "xformers", "xformers_cutlass", "xformers_splitk")
 )
-"""Exact variants that others beat on any card: where lengths are compared, their time is better spent."""
+"""Exact variants that the stage `exact` measures beside all others, but that later ones have no time for."""
 
 TUNING_THEMSELVES: Final = ("fla", "flash_attn_4")
 """Of other packages, those that compile for a minute or more at each head size: few proofs of them must do."""

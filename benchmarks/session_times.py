@@ -31,6 +31,8 @@ class Entry:
     states: list[dict[str, float | str]] = field(default_factory=list)
     first_rounds: list[int] = field(default_factory=list)
     slowed: bool = False
+    silent: bool = False
+    """Whether its worker gave no answer in time; its reference, or a time that is only foretold, is another matter."""
     slow: dict[int, tuple[Any, dict[str, float | str]]] = field(default_factory=dict)
     """Samples, with the card's state, at a fraction of the clock that nothing explains."""
 

@@ -139,7 +139,7 @@ class Sweep:
                     self._let_rest([entry])
                 if self.abandoned:
                     break
-                if entry.status == "timeout" and "foretold_seconds" not in entry.figures and case.device != "cpu":
+                if entry.silent and case.device != "cpu":
                     silent.add(case.variant)
                 report(self._row(entry))
         finally:
@@ -241,6 +241,7 @@ class Sweep:
         except Fault as fault:
             entry.worker = None
             entry.fail(fault.status, fault.reason)
+            entry.silent = fault.status == "timeout"
             return None
         if answer["status"] != "ok":
             entry.fail(answer["status"], answer["reason"])
@@ -394,8 +395,10 @@ class Sweep:
             entry.fail("error", "every sample was taken under a thermal or power brake")
             return
         if self.settings.energy and time.monotonic() < stop:
-            answer = self._ask_besides(entry, "energy", lambda _: {})
+            answer = self._ask_besides(entry, "energy", lambda reason: {"lacking": f"not measured: {reason}"})
             self.measured_seconds += answer.pop("spent_seconds", 0.0)
+            if lacking := answer.pop("lacking", ""):
+                entry.states.append({"energy": lacking})
             entry.figures |= answer
         if entry.case.device != "cpu" and entry.worker is not None and time.monotonic() < stop + GRACE_SECONDS:
             entry.figures |= self._ask_besides(entry, "card_figures", lambda reason: {"kernel": f"not seen: {reason}"})

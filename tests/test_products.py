@@ -133,7 +133,7 @@ def test_tiles_of_few_rows_and_keys_are_right(
 ) -> None:
     monkeypatch.setattr(online_softmax, "ROWS", 12)
     monkeypatch.setattr(online_softmax, "FEW_ROWS", 4)
-    monkeypatch.setattr(online_softmax, "most_keys", lambda: 16)
+    monkeypatch.setattr(online_softmax, "most_keys", lambda _: 16)
     monkeypatch.setattr(products, "wide_vectors", lambda: wide_vectors)
     monkeypatch.setattr(products, "FEWEST_PRODUCTS", 1)
     problem = Problem(tokens=tokens, kv_tokens=kv_tokens, heads=2, head_dim=8, dtype=dtype, causal=causal)

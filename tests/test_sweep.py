@@ -563,6 +563,8 @@ def test_what_comes_after_the_samples_cannot_lose_them(
     monkeypatch.setattr(Card, "start", failing)
     _, rows = swept_on("cuda", monkeypatch, energy=True, seconds=60.0)
     assert [(row.status, row.seconds, row.energy_joules) for row in rows] == [("ok", 0.001, None)] * 6
+    told = {"energy": "not measured: no profiler"} if method == "energy" else {}
+    assert all(row.device_state == told for row in rows)
     lost = method == "card_figures" or isinstance(answer, Fault)
     assert {row.kernel for row in rows} == {
         "flash_fwd" if not lost else "not seen: no profiler" if method == "card_figures" else "scripted"
@@ -643,6 +645,17 @@ def test_of_a_variant_without_an_answer_no_more_is_tried(lanes: int, monkeypatch
     left = proving(Prover(silent="full/matmul"), lanes, monkeypatch).measure_errors(proofs(4, 8, 16), rows.append)
     assert [(case.variant, case.tokens) for case in left] == [("full/matmul", 8), ("full/matmul", 16)]
     assert len(rows) == 7 and [row.case.variant for row in rows if row.status == "timeout"] == ["full/matmul"]
+
+
+def test_a_reference_that_takes_too_long_is_no_fault_of_the_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(_: NoReferences, case: Case) -> None:
+        if case.tokens == 4:
+            raise Fault("timeout", "its reference: no answer within 1 s")
+
+    monkeypatch.setattr(NoReferences, "of", of)
+    rows: list[Measurement] = []
+    assert proving(Prover(), 2, monkeypatch).measure_errors(proofs(4, 8), rows.append) == []
+    assert sorted((row.case.tokens, row.status) for row in rows) == [(4, "timeout")] * 3 + [(8, "ok")] * 3
 
 
 def test_no_row_comes_of_what_ctrl_c_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -543,6 +543,17 @@ def test_a_backward_kernel_that_is_wrong_on_hopper_is_refused_there(
     assert ("training on Hopper needs triton ≥ 3.7.1 or tilelang" in reasons) is refused
 
 
+def test_without_triton_its_release_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(wanted: str) -> str:
+        raise metadata.PackageNotFoundError(wanted)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("variants.requirement.metadata.version", missing)
+    problem = Problem(tokens=64, causal=True, mode="training", dtype="bfloat16", device="cuda")
+    assert load("gated_delta_rule/fla").refusals(problem) == ["needs fla-core ≥ 0.4 (not installed)"]
+
+
 def test_flash_linear_attention_chooses_its_tiles_for_about_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
     tuner = SimpleNamespace(cache={"of 64": "small"}, configs=[], fn=None)
     plain = SimpleNamespace(cache={"kept": True}, fn=None)

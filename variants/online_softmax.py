@@ -31,19 +31,19 @@ Plan = list[tuple[slice, Spans]]
 
 def tile_rows(problem: Problem) -> int:
     """Of so few keys that they do not fill a tile, more rows do."""
-    keys = most_keys()
+    keys = most_keys(problem)
     return ROWS // 2 if problem.causal else ROWS * keys // max(1, min(keys, problem.kv_tokens))
 
 
 def tile_keys(problem: Problem) -> int:
     """The most keys of a span."""
-    keys = most_keys()
+    keys = most_keys(problem)
     return keys if problem.tokens > FEW_ROWS else ROWS * keys // max(1, problem.tokens)
 
 
-def most_keys() -> int:
-    """The fastest of those tried on a CPU: oneDNN's products, which take wide vectors, gain more from long tiles."""
-    return 2048 if wide_vectors() else 1024
+def most_keys(problem: Problem) -> int:
+    """The fastest of those tried on a CPU: long tiles pay for oneDNN's products, which take wide vectors."""
+    return 1024 if problem.device_type == "cpu" and not wide_vectors() else 2048
 
 
 def tiles(problem: Problem) -> Plan:

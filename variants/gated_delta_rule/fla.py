@@ -16,14 +16,17 @@ from variants.problem import Problem
 from variants.variant import Attention, variant
 
 
-class RightBackward:
+class CorrectBackward:
     """On Hopper its gated backward kernel is wrong with some releases of Triton, and raises (its issue 640)."""
 
     def unmet(self, problem: Problem) -> str | None:
         """Asks the driver where there is a card."""
         if problem.mode != "training" or not torch.cuda.is_available() or find_spec("tilelang") is not None:
             return None
-        release = Version(metadata.version("triton"))
+        try:
+            release = Version(metadata.version("triton"))
+        except metadata.PackageNotFoundError:  # then fla-core, which brings it, is not there either
+            return None
         if torch.cuda.get_device_capability(problem.device)[0] != 9 or not Version("3.4") <= release < Version("3.7.1"):
             return None
         return "training on Hopper needs triton ≥ 3.7.1 or tilelang"
@@ -37,7 +40,7 @@ class RightBackward:
     modes=("forward", "training"),
     workspace_bytes=chunk_bytes,
     layout="bnhd",
-    requires=(*REQUIRES, RightBackward()),
+    requires=(*REQUIRES, CorrectBackward()),
     source="github.com/fla-org/flash-linear-attention, fla/ops/gated_delta_rule",
 )
 def build(problem: Problem) -> Attention:
