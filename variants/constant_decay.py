@@ -3,19 +3,15 @@
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from variants.decayed_scan import Tiles, decay_tiles, decayed_chunks, decayed_gradients, decayed_tokens
 from variants.dtypes import TORCH_DTYPES
 from variants.problem import Problem
 from variants.scan import (
     CHUNK,
     Gradients,
-    Tiles,
     carry,
     carry_bytes,
     chunk_groups,
-    decay_tiles,
-    decayed_chunks,
-    decayed_gradients,
-    decayed_tokens,
     repeated_rows,
     segment_bytes,
     token_segments,

@@ -29,6 +29,17 @@ def cosine_features(
     return torch.cat((x * cosine, x * sine), -1)
 
 
+def feature_gradient(
+    slope: Float[Tensor, "rows tokens 2*dim"],
+    x: Float[Tensor, "rows tokens dim"],
+    cosine: Float[Tensor, "1 tokens 1"],
+    sine: Float[Tensor, "1 tokens 1"],
+) -> Float[Tensor, "rows tokens dim"]:
+    """The gradient of x from that of its features."""
+    of_cosine, of_sine = slope.tensor_split(2, -1)
+    return (of_cosine * cosine).addcmul_(of_sine, sine).mul_(x > 0)
+
+
 def wave_groups(problem: Problem) -> list[slice]:
     """Tokens whose features are held together."""
     return chunk_groups(problem.tokens, problem.batch * problem.heads * 2 * problem.head_dim)

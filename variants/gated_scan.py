@@ -37,6 +37,31 @@ def gated_products(
     return [[torch.cat(cell, -2) for cell in row] for row in grid]
 
 
+def gated_gradients(
+    slopes: Sequence[Sequence[Float[Tensor, "*axes tokens tokens"]]],
+    queries: Sequence[tuple[Tensor, Tensor]],
+    keys: Sequence[Tensor],
+    at_key: Float[Tensor, "*axes tokens dim"],
+) -> tuple[list[Float[Tensor, "*axes tokens dim"]], list[Float[Tensor, "*axes tokens dim"]]]:
+    """The adjoint of `gated_products`: gradients of queries and keys. No slope reaches beyond i's sub-chunk."""
+    tokens = at_key.shape[-2]
+    of_queries: list[list[Tensor]] = [[] for _ in queries]
+    of_keys = [torch.zeros_like(k) for k in keys]
+    for start in range(0, tokens, SUB_CHUNK):
+        stop = min(start + SUB_CHUNK, tokens)
+        middle = at_key[..., (start + stop) // 2, None, :]
+        growth = [exp_(at[..., start:stop, :] - middle) for _, at in queries]
+        factor = exp_(middle - at_key[..., :stop, :])
+        near = torch.cat([q[..., start:stop, :] * grown for (q, _), grown in zip(queries, growth, strict=True)], -2)
+        far = torch.cat([k[..., :stop, :] * factor for k in keys], -2)
+        block = torch.cat([torch.cat([x[..., start:stop, :stop] for x in row], -1) for row in slopes], -2)
+        for parts, part, grown in zip(of_queries, (block @ far).split(stop - start, -2), growth, strict=True):
+            parts.append(part * grown)
+        for whole, part in zip(of_keys, (block.mT @ near).split(stop, -2), strict=True):
+            whole[..., :stop, :].addcmul_(part, factor)
+    return [torch.cat(parts, -2) for parts in of_queries], of_keys
+
+
 def running_sums(log_decay: Float[Tensor, "*axes tokens dim"]) -> Float[Tensor, "*axes tokens dim"]:
     """Inclusive sums over the tokens of each chunk."""
     return log_decay.cumsum(-2)

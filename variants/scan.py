@@ -5,20 +5,18 @@ after them, in plain differentiable operations. Rows are (batch * heads, tokens,
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn import functional
 
-from variants.powers import exp_
 from variants.problem import Problem
 from variants.requirement import Limit
 from variants.tiles import CACHE_ELEMENTS, SCRATCH_BYTES, accumulator, flatten_heads
 
 CHUNK = 64
+LEAST_LENGTH = 1e-12
 SEGMENT = 64
 """Tokens of a recurrent form between two kept states."""
 
@@ -149,93 +147,32 @@ def solve_unit_lower(
     return turned.mT
 
 
+def solve_unit_upper(
+    system: Float[Tensor, "*batch size size"], right: Float[Tensor, "*batch size columns"]
+) -> Float[Tensor, "*batch size columns"]:
+    """(I + Bᵀ)⁻¹ R, of the same B."""
+    solved: Tensor = torch.linalg.solve_triangular(system.mT, right, upper=True, unitriangular=True)
+    return solved
+
+
+def unit_and_length(k: Float[Tensor, "*axes dim"]) -> tuple[Float[Tensor, "*axes dim"], Float[Tensor, "*axes 1"]]:
+    """What `functional.normalize` gives, and what it divides by."""
+    length = k.norm(dim=-1, keepdim=True).clamp_min_(LEAST_LENGTH)
+    return k / length, length
+
+
+def unit_gradient(
+    slope: Float[Tensor, "*axes dim"], unit: Float[Tensor, "*axes dim"], length: Float[Tensor, "*axes 1"]
+) -> Float[Tensor, "*axes dim"]:
+    """The gradient of k, from that of its unit vector: what lies across it, over the length."""
+    return torch.addcmul(slope, unit, (unit * slope).sum(-1, keepdim=True), value=-1).div_(length)
+
+
 def repeated_rows(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Batch and heads as one axis, key-value heads repeated for grouped queries."""
     if problem.group > 1:
         k, v = (x.repeat_interleave(problem.group, 1) for x in (k, v))
     return flatten_heads(q), flatten_heads(k), flatten_heads(v)
-
-
-def running_states(
-    state: Float[Tensor, "rows key_dim value_dim"],
-    steps: Float[Tensor, "rows chunks key_dim value_dim"],
-    kept: Float[Tensor, "#rows #chunks #key_dim 1"],
-    backwards: bool = False,
-) -> Float[Tensor, "rows chunks+1 key_dim value_dim"]:
-    """The states before, between and after the chunks: S ← kept S + step; `backwards` from the last chunk on."""
-    states = [state]
-    pairs = list(zip(kept.expand(-1, steps.shape[1], -1, -1).unbind(1), steps.unbind(1), strict=True))
-    for factor, step in reversed(pairs) if backwards else pairs:
-        states.append(torch.addcmul(step, factor, states[-1]))
-    return torch.stack(states[::-1] if backwards else states, 1)
-
-
-class Tiles(NamedTuple):
-    """What the decay leaves: of key j at query i, of the state at i, of key j and of the state at the chunk's end."""
-
-    inner: Float[Tensor, "rows chunks chunk chunk"]
-    reach: Float[Tensor, "rows chunks chunk 1"]
-    rest: Float[Tensor, "rows chunks chunk 1"]
-    whole: Float[Tensor, "rows chunks 1 1"]
-
-
-def decay_tiles(log_decay: Float64[Tensor, "rows chunks chunk"], wide: torch.dtype) -> Tiles:
-    """Sums of log decays over the segments of each chunk.
-
-    Sums and their differences are in float64: in float32 the difference of two long sums has
-    lost the digits of a short segment.
-    """
-    total = log_decay.cumsum(-1)
-    inner = exp_((total.unsqueeze(-1) - total.unsqueeze(-2)).to(wide)).tril_()
-    end = total[..., -1:]
-    reach, rest, whole = (x.exp().to(wide).unsqueeze(-1) for x in (total, end - total, end))
-    return Tiles(inner, reach, rest, whole)
-
-
-def decayed_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """o_i = Σ_{j≤i} D_ij (q_i·k_j) v_j: within a chunk by a masked product, between chunks by the state."""
-    q, k, v = (split_chunks(x) for x in (q, k, v))
-    states = running_states(state, (k * tiles.rest).mT @ v, tiles.whole)
-    tile = ((q @ k.mT).mul_(tiles.inner) @ v).addcmul_(tiles.reach, q @ states[:, :-1])
-    return tile.flatten(1, 2), states[:, -1]
-
-
-def decayed_gradients(
-    slopes: tuple[Tensor, Tensor], state: Tensor, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles
-) -> Gradients:
-    """The adjoint of `decayed_chunks`: ten products where the graph of its operations has twelve, and fewer copies."""
-    # Dense once, not once for each product.
-    q, k, v, grad = (split_chunks(x.contiguous()) for x in (q, k, v, slopes[0]))
-    kept, read = k * tiles.rest, grad * tiles.reach
-    states = running_states(state, kept.mT @ v, tiles.whole)
-    inner = (grad @ v.mT).mul_(tiles.inner)
-    dq = (inner @ k).add_(read @ states[:, :-1].mT)
-    later = running_states(slopes[1], q.mT @ read, tiles.whole, backwards=True)
-    dk = (inner.mT @ q).addcmul_(tiles.rest, v @ later[:, 1:].mT)
-    dv = ((q @ k.mT).mul_(tiles.inner).mT @ grad).add_(kept @ later[:, 1:])
-    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), later[:, 0]
-
-
-def decayed_tokens(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """S ← e^a S + k vᵀ, o = qᵀS: token by token; `log_decay` is (rows, tokens, 1), or one for each key channel."""
-    decay = log_decay.exp().to(state.dtype).unsqueeze(3)
-    queries, keys, values = q.unsqueeze(2).unbind(1), k.unsqueeze(3).unbind(1), v.unsqueeze(2).unbind(1)
-    outs = []
-    for query, key, value, kept in zip(queries, keys, values, decay.unbind(1), strict=True):
-        state = torch.addcmul(state * kept, key, value)
-        outs.append(query @ state)
-    return torch.cat(outs, 1), state
-
-
-def with_ones(v: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows tokens dim+1"]:
-    """Values and a column of ones, whose sums are the normaliser."""
-    return functional.pad(v, (0, 1), value=1.0)
-
-
-def normalised(sums: Float[Tensor, "rows tokens dim+1"]) -> Float[Tensor, "rows tokens dim"]:
-    """Weighted values over weights; zero where there is no weight."""
-    total = sums[..., -1:]
-    return sums[..., :-1] / torch.where(total > 0, total, 1.0)
 
 
 def carry_bytes(problem: Problem, groups: int, key_dim: int, value_dim: int, group_elements: int) -> int:

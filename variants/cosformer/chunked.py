@@ -5,19 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variants.cosformer import DEFINITION
-from variants.cosine_features import EQUAL_LENGTHS, cosine_features, wave_groups, waves
+from variants.cosine_features import EQUAL_LENGTHS, cosine_features, feature_gradient, wave_groups, waves
+from variants.decayed_scan import decay_tiles, decayed_chunks, normalised, normalised_gradients, with_ones
 from variants.dtypes import TORCH_DTYPES
 from variants.problem import Problem
-from variants.scan import (
-    CHUNK,
-    carry,
-    carry_bytes,
-    decay_tiles,
-    decayed_chunks,
-    normalised,
-    repeated_rows,
-    with_ones,
-)
+from variants.scan import CHUNK, Gradients, carry, carry_bytes, repeated_rows
 from variants.tiles import accumulator
 from variants.variant import Attention, variant
 
@@ -69,6 +61,13 @@ def build(problem: Problem) -> Attention:
         sums, state = decayed_chunks(state, q, k, with_ones(v), tiles[min(CHUNK, q.shape[1])])
         return normalised(sums), state
 
+    def adjoint(
+        slopes: tuple[Tensor, Tensor], state: Tensor, q: Tensor, k: Tensor, v: Tensor, cosine: Tensor, sine: Tensor
+    ) -> Gradients:
+        a, b = (cosine_features(x, cosine, sine) for x in (q, k))
+        dq, dk, dv, before = normalised_gradients(slopes, state, a, b, v, tiles[min(CHUNK, q.shape[1])])
+        return feature_gradient(dq, q, cosine, sine), feature_gradient(dk, k, cosine, sine), dv, before
+
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Empty sums: zeros from which gradients reach k and v even where there is no token.
         state = cosine_features(k[:, :0], cosine[:, :0], sine[:, :0]).mT @ with_ones(v[:, :0].to(cosine.dtype))
@@ -88,6 +87,6 @@ def build(problem: Problem) -> Attention:
         if not problem.causal:
             return whole(*rows).view(q.shape)
         size = 2 * problem.head_dim, problem.head_dim + 1
-        return carry(step, groups, *rows, (cosine, sine), size).view(q.shape)
+        return carry(step, groups, *rows, (cosine, sine), size, adjoint).view(q.shape)
 
     return run

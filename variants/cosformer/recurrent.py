@@ -5,16 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variants.cosine_features import EQUAL_LENGTHS, cosine_features, waves
+from variants.decayed_scan import decayed_tokens, normalised, with_ones
 from variants.problem import Problem
-from variants.scan import (
-    carry,
-    decayed_tokens,
-    normalised,
-    repeated_rows,
-    segment_bytes,
-    token_segments,
-    with_ones,
-)
+from variants.scan import carry, repeated_rows, segment_bytes, token_segments
 from variants.variant import Attention, variant
 
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.decayed_scan import decay_tiles, decayed_chunks, normalised, normalised_gradients, with_ones
 from variants.favor import DEFINITION
 from variants.positive_features import (
     aligned,
@@ -17,7 +18,7 @@ from variants.positive_features import (
 )
 from variants.powers import exp_
 from variants.problem import Problem
-from variants.scan import CHUNK, carry, decay_tiles, decayed_chunks, normalised, repeated_rows, split_chunks, with_ones
+from variants.scan import CHUNK, Gradients, carry, repeated_rows, split_chunks
 from variants.variant import Attention, variant
 
 
@@ -55,15 +56,34 @@ def build(problem: Problem, *, features: int) -> Attention:
     def step(
         state: Tensor, q: Tensor, k: Tensor, v: Tensor, ceiling: Tensor, log_decay: Tensor
     ) -> tuple[Tensor, Tensor]:
-        keys = exp_(key_logarithms(k, omega) - ceiling)
         tiles = decay_tiles(split_chunks(log_decay.squeeze(2)), state.dtype)
-        sums, state = decayed_chunks(state, query_features(q, omega), keys, with_ones(v), tiles)
+        sums, state = decayed_chunks(state, *pair_features(q, k, ceiling), with_ones(v), tiles)
         return normalised(sums), state
+
+    def pair_features(q: Tensor, k: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
+        return query_features(q, omega), exp_(key_logarithms(k, omega) - ceiling)
+
+    def adjoint(
+        slopes: tuple[Tensor, Tensor],
+        state: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ceiling: Tensor,
+        log_decay: Tensor,
+    ) -> Gradients:
+        queries, keys = pair_features(q, k, ceiling)
+        tiles = decay_tiles(split_chunks(log_decay.squeeze(2)), state.dtype)
+        dq, dk, dv, before = normalised_gradients(slopes, state, queries, keys, v, tiles)
+        dk.mul_(keys)
+        # Of both parts of a key's logarithm: ωk and ‖k‖².
+        own = (dk @ omega.mT).addcmul_(k, dk.sum(-1, keepdim=True), value=-(k.shape[-1] ** -0.5))
+        return dq.mul_(queries) @ omega.mT, own, dv, before
 
     def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         gates = causal_gates(k, omega, key_groups)
         size = features, v.shape[2] + 1
-        return unaligned(problem, carry(step, key_groups, aligned(problem, q), k, v, gates, size))
+        return unaligned(problem, carry(step, key_groups, aligned(problem, q), k, v, gates, size, adjoint))
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         state = summed_keys(k, v, omega, key_groups)

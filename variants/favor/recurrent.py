@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.decayed_scan import decayed_tokens, normalised, with_ones
 from variants.positive_features import (
     aligned,
     causal_gates,
@@ -16,7 +17,7 @@ from variants.positive_features import (
 )
 from variants.powers import exp_
 from variants.problem import Problem
-from variants.scan import carry, decayed_tokens, normalised, repeated_rows, segment_bytes, token_segments, with_ones
+from variants.scan import carry, repeated_rows, segment_bytes, token_segments
 from variants.variant import Attention, variant
 
 

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from variants.delta_scan import CHUNK, chunks_bytes, delta_chunks, groups
+from variants.delta_scan import CHUNK, chunks_bytes, delta_chunks, delta_gradients, groups
 from variants.dtypes import TORCH_DTYPES
 from variants.gated_delta_rule import DEFINITION, log_decays, rates
 from variants.problem import Problem
@@ -40,6 +40,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
         v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return carry(delta_chunks, taken, *repeated_rows(problem, q, k, v), (beta, log_decay)).view(q.shape)
+        rows = repeated_rows(problem, q, k, v)
+        return carry(delta_chunks, taken, *rows, (beta, log_decay), adjoint=delta_gradients).view(q.shape)
 
     return run

@@ -3,21 +3,13 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.decayed_scan import running_states
 from variants.dtypes import TORCH_DTYPES
 from variants.gated_linear import DEFINITION, log_decays
-from variants.gated_scan import gated_products, running_sums
+from variants.gated_scan import gated_gradients, gated_products, running_sums
 from variants.powers import exp, exp_
 from variants.problem import Problem
-from variants.scan import (
-    CHUNK,
-    SELF_CAUSAL,
-    carry,
-    carry_bytes,
-    chunk_groups,
-    repeated_rows,
-    running_states,
-    split_chunks,
-)
+from variants.scan import CHUNK, SELF_CAUSAL, Gradients, carry, carry_bytes, chunk_groups, repeated_rows, split_chunks
 from variants.tiles import accumulator
 from variants.variant import Attention, variant
 
@@ -54,6 +46,25 @@ def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> t
     return tile.add_((q * exp(upto)) @ states[:, :-1]).flatten(1, 2), states[:, -1]
 
 
+def adjoint(
+    slopes: tuple[Tensor, Tensor], state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor
+) -> Gradients:
+    """Their gradients."""
+    q, k, v, grad, log_decay = (split_chunks(x.contiguous()) for x in (q, k, v, slopes[0], log_decay))
+    upto = running_sums(log_decay)
+    end = upto[..., -1:, :]
+    reach, rest, whole = exp(upto), exp_(end - upto), end.mT.exp()
+    kept = k * rest
+    before = running_states(state, kept.mT @ v, whole)[:, :-1]
+    later = running_states(slopes[1], (q * reach).mT @ grad, whole, backwards=True)
+    [[weights]] = gated_products([(q, upto)], [k], upto)
+    dv = (weights.tril_().mT @ grad).add_(kept @ later[:, 1:])
+    [dq], [dk] = gated_gradients([[(grad @ v.mT).tril_()]], [(q, upto)], [k], upto)
+    dq.addcmul_(reach, grad @ before.mT)
+    dk.addcmul_(rest, v @ later[:, 1:].mT)
+    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), later[:, 0]
+
+
 @variant(
     "gated_linear/chunked",
     summary="sub-chunks within chunks, the decaying state between them",
@@ -75,6 +86,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
         v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return carry(step, taken, *repeated_rows(problem, q, k, v), (log_decay,)).view(q.shape)
+        rows = repeated_rows(problem, q, k, v)
+        return carry(step, taken, *rows, (log_decay,), adjoint=adjoint).view(q.shape)
 
     return run

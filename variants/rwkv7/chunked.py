@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variants.problem import Problem
-from variants.removal_scan import chunks_bytes, gates, groups, removal_chunks
+from variants.removal_scan import chunks_bytes, gates, groups, removal_chunks, removal_gradients
 from variants.rwkv7 import DEFINITION
 from variants.scan import CHUNK, SELF_CAUSAL, carry, repeated_rows
 from variants.variant import Attention, variant
@@ -35,6 +35,7 @@ def build(problem: Problem) -> Attention:
         k: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
         v: Float[Tensor, "batch kv_heads kv_tokens head_dim"],
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        return carry(removal_chunks, taken, *repeated_rows(problem, q, k, v), drawn).view(q.shape)
+        rows = repeated_rows(problem, q, k, v)
+        return carry(removal_chunks, taken, *rows, drawn, adjoint=removal_gradients).view(q.shape)
 
     return run

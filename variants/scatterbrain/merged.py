@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from variants.decayed_scan import decay_tiles, decayed_chunks, with_ones
 from variants.local_window import reach
 from variants.local_window.tiled import BACKWARD_ROWS, backward_tiles, plan, tile_rows
 from variants.merged_bands import attention_and_lse, bands_workspace_bytes, in_order
 from variants.positive_features import causal_gates, feature_groups, key_logarithms, scaled_projection
 from variants.powers import exp_
 from variants.problem import Problem
-from variants.scan import CHUNK, carry, decay_tiles, decayed_chunks, repeated_rows, split_chunks, with_ones
+from variants.scan import CHUNK, carry, repeated_rows, split_chunks
 from variants.tiles import SCRATCH_BYTES, Band, flatten_heads, visible
 from variants.variant import Attention, variant
 

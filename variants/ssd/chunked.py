@@ -3,21 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.decayed_scan import decay_tiles, decayed_chunks, decayed_gradients
 from variants.dtypes import TORCH_DTYPES
 from variants.problem import Problem
-from variants.scan import (
-    CHUNK,
-    SELF_CAUSAL,
-    Gradients,
-    carry,
-    carry_bytes,
-    chunk_groups,
-    decay_tiles,
-    decayed_chunks,
-    decayed_gradients,
-    repeated_rows,
-    split_chunks,
-)
+from variants.scan import CHUNK, SELF_CAUSAL, Gradients, carry, carry_bytes, chunk_groups, repeated_rows, split_chunks
 from variants.ssd import DEFINITION, rates, step_sizes
 from variants.tiles import accumulator
 from variants.variant import Attention, variant

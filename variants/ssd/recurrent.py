@@ -3,9 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.decayed_scan import decayed_tokens
 from variants.dtypes import TORCH_DTYPES
 from variants.problem import Problem
-from variants.scan import SELF_CAUSAL, carry, decayed_tokens, repeated_rows, segment_bytes, token_segments
+from variants.scan import SELF_CAUSAL, carry, repeated_rows, segment_bytes, token_segments
 from variants.ssd import rates, step_sizes
 from variants.tiles import accumulator
 from variants.variant import Attention, variant
