@@ -802,6 +802,7 @@ def gpu(
     import msgspec
 
     from benchmarks.gpu_suite import run_suite, stages
+    from benchmarks.store import holds_results
     from reports.gpu_goals import goals, goals_table
     from reports.listing import stages_table
     from reports.progress import progress_of
@@ -815,6 +816,9 @@ def gpu(
         return
     with _refusing_requests(), refusing(ResultsError), ExitStack() as bars:
         done = run_suite(out, device, seconds, lambda name: bars.enter_context(progress_of(name)))
+        interrupted = any(outcome.interrupted for _, outcome in done)
+        if interrupted and not holds_results(out):
+            raise typer.Exit(INTERRUPTED)
         found = read(out).of_machine(done[0][1].machine["key"])
     reached = goals(found.rows)
     rows = decoded([row for _, outcome in done for row in outcome.rows])
@@ -826,7 +830,7 @@ def gpu(
         said = f"{len(rows)} cases measured now, {len(found.rows)} in {out}; {left} left: the same command goes on."
         table = failures_table(found.rows)
         write_blocks([*([table] if table else []), goals_table(reached), said], sys.stdout)
-    if any(outcome.interrupted for _, outcome in done):
+    if interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(int(bool(failed) or any(goal.reached is False for goal in reached)))
 

@@ -179,11 +179,13 @@ def run_campaign(
         with nullcontext(workers) if workers else Workers() as own:
             try:
                 dtypes = tuple({case.dtype for case in (*timed, *untimed)})
+                outcome.machine = machine or {}
                 if machine is None or not {*dtypes} <= machine["ceilings"]["matmul_flops"].keys():
-                    machine = read_machine(own, machine_device, settings.threads, "machine", dtypes)
-                    if machine.get("gpu"):  # its worker has ended, and no other of ours is on the card yet
-                        machine["foreign_processes"] = foreign_processes(machine["gpu"]["uuid"])
-                outcome.machine = machine
+                    outcome.machine = read_machine(own, machine_device, settings.threads, "machine", dtypes)
+                    if machine is not None:  # by now this very process is on the card
+                        outcome.machine["foreign_processes"] = machine.get("foreign_processes", {})
+                    elif outcome.machine.get("gpu"):  # its worker has ended, and no other of ours is there yet
+                        outcome.machine["foreign_processes"] = foreign_processes(outcome.machine["gpu"]["uuid"])
                 _measure_into(store, merged, own, timed, untimed, settings, progress, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
@@ -214,7 +216,11 @@ def _measure_into(
     begin = monotonic()
     sweep = Sweep(workers, settings, outcome.machine, provenance)
     codes = variant_codes(provenance.code, (case.variant for case in (*timed, *untimed)))
-    known = [row for row in (*store.rows, *merged) if not sweep.limit.may_try(row)]
+    known = [
+        row
+        for row in (*store.rows, *merged)
+        if not (sweep.limit.may_try(row) or (settings.energy and lacks_energy(row)))
+    ]
     done = {code: keys_of(known, code) for code in set(codes.values())}
     sweep.limit.learn_from(row for row in known if row.machine == sweep.machine["key"])
     key, asked = sweep.machine["key"], len(timed) + len(untimed)
@@ -244,6 +250,11 @@ def _measure_into(
     left = sweep.measure_errors(untimed, keep, errors_seconds(remaining()) if timed else remaining(), stop)
     outcome.left = len(sweep.measure(timed, keep, remaining(), stop))
     outcome.left += len(sweep.measure_errors(left, keep, remaining(), stop))
+
+
+def lacks_energy(row: Measurement) -> bool:
+    """Whether a timed row was finished without asking for its energy, which a counter or its lack would tell."""
+    return row.seconds is not None and row.energy_joules is None and "energy" not in row.device_state
 
 
 def errors_seconds(seconds: float) -> float:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 import torch
 
+from benchmarks.memory import InstrumentFault
+
 LEAST_SAMPLE_SECONDS: Final = 0.01
 REFILL_UP_TO_SECONDS: Final = 2.0
 """Up to here a call off the clock comes first: other processes left the caches cold, and memory that lay
@@ -24,6 +26,9 @@ CPU_TIMER: Final = "wall and process CPU time, warm"
 CUDA_TIMER: Final = "CUDA events, L2 flushed and all launches queued before each call"
 
 SPIN_CYCLES: Final = 2_000_000
+SPIN_WITHIN: Final = (1.3, 3.0)
+"""A card that is still waking up raises its clock meanwhile."""
+
 LEAD_FACTOR: Final = 1.5
 LEAST_LEAD_SECONDS: Final = 20e-6
 MOST_LEAD_SECONDS: Final = 0.02
@@ -161,12 +166,23 @@ def _queueing_seconds(call: Callable[[], Any]) -> float:
     return seconds
 
 
-def _spin_seconds() -> float:
-    """How long the present card spins for SPIN_CYCLES."""
+def spin_test(device: str) -> None:
+    """Twice the cycles must take about twice as long: else events or spinning are not what the clock takes them for.
+
+    Raises `InstrumentFault`.
+    """
+    with torch.cuda.device(device):
+        once, twice = (min(_spin_seconds(cycles) for _ in range(5)) for cycles in (SPIN_CYCLES, 2 * SPIN_CYCLES))
+    if not SPIN_WITHIN[0] <= twice / once <= SPIN_WITHIN[1]:
+        raise InstrumentFault(f"twice the cycles take {device} {twice / once:.2f} times as long by its events")
+
+
+def _spin_seconds(cycles: int = SPIN_CYCLES) -> float:
+    """How long the present card spins."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(SPIN_CYCLES)  # the first one may load the kernel
+    torch.cuda._sleep(cycles)  # the first one may load the kernel, or wake the card
     start.record()
-    torch.cuda._sleep(SPIN_CYCLES)
+    torch.cuda._sleep(cycles)
     stop.record()
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1e3

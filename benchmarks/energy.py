@@ -10,7 +10,7 @@ from statistics import median
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from benchmarks.nvml import handle_of, module
+from benchmarks.nvml import faults, handle_of, module
 
 TRIALS: Final = 3
 TRIAL_SECONDS: Final = 5.0
@@ -57,7 +57,7 @@ class CardMeter:
         try:
             handle, is_slice = handle_of(self.uuid, nvml)
             return None if is_slice else float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-        except (nvml.NVMLError, AttributeError):
+        except faults(nvml):
             return None
         finally:
             nvml.nvmlShutdown()

@@ -4,7 +4,7 @@ import time
 from types import ModuleType
 from typing import Final
 
-from benchmarks.nvml import handle_of, module
+from benchmarks.nvml import faults, handle_of, module
 
 AGAIN_SECONDS: Final = 0.5
 
@@ -37,7 +37,7 @@ def _read(uuid: str, nvml: ModuleType | None) -> dict[int, int]:
         handle, _ = handle_of(uuid, nvml)
         # A driver in a container may keep the bytes of others to itself.
         return {each.pid: each.usedGpuMemory or 0 for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-    except nvml.NVMLError:
+    except faults(nvml):
         return {}
     finally:
         nvml.nvmlShutdown()

@@ -17,6 +17,7 @@ from variants.dtypes import TORCH_DTYPES
 
 CEILING_SECONDS = 0.25
 COPY_BYTES = 256 * 2**20
+LEAST_COPY_BYTES = 64 * 2**20
 LAUNCHES = 1000
 FAULTED_BYTES = 32 * 2**20
 
@@ -138,16 +139,25 @@ def measure_ceilings(device: str, dtypes: Collection[str] | None = None) -> dict
     matmul_flops = {name: _matmul_ceiling(TORCH_DTYPES[name], device, cuda) for name in TORCH_DTYPES if name in wanted}
     for name in narrow:
         matmul_flops[name] = max(matmul_flops[name], matmul_flops["float32"])
-    source = torch.ones((8 if cuda else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
-    del source, target
     found = {
         "matmul_flops": matmul_flops,
-        "copy_bytes_per_second": copied,
+        "copy_bytes_per_second": _copy_ceiling(device, (8 if cuda else 1) * COPY_BYTES),
         "launch_seconds": measure_launch(device),
     }
     return found if cuda else found | {"fault_seconds": measure_fault()}
+
+
+def _copy_ceiling(device: str, size: int) -> float:
+    """Bytes read and written in a second; of fewer where so many do not fit beside what others hold."""
+    while True:
+        try:
+            source, target = torch.ones(2 * size, dtype=torch.uint8, device=device).chunk(2)
+            break
+        except torch.OutOfMemoryError:
+            if size <= LEAST_COPY_BYTES:
+                raise
+            size //= 2
+    return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
 def _matmul_ceiling(dtype: torch.dtype, device: str, cuda: bool) -> float:

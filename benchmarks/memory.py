@@ -44,6 +44,13 @@ def self_test() -> None:
         raise InstrumentFault(f"a tensor of {SELF_TEST_BYTES} bytes reads as {peak} (peak) and {held} (held)")
 
 
+def self_test_on_card(device: str) -> None:
+    """The same tensor on a card: its allocator may be set up to count nothing. Raises `InstrumentFault`."""
+    peak, held, _ = measure_cuda_bytes(lambda: torch.empty(SELF_TEST_BYTES, dtype=torch.uint8, device=device), device)
+    if (peak, held) != (SELF_TEST_BYTES, SELF_TEST_BYTES):
+        raise InstrumentFault(f"{SELF_TEST_BYTES} bytes on {device} read as {peak} (peak) and {held} (held)")
+
+
 def measure_cuda_bytes(call: Callable[[], Any], device: str) -> tuple[int, int, int]:
     """Peak and final bytes of the caching allocator during `call`, less what was there before; and its reserve.
 

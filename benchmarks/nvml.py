@@ -12,7 +12,7 @@ from statistics import median
 from types import ModuleType
 from typing import Any, Final
 
-BRAKES = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+BRAKES = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "HwSlowdown")
 """Clock event reasons under which a sample is not of the card but of its cooling or supply."""
 
 POWER_CAP = "SwPowerCap"
@@ -34,17 +34,17 @@ def read_card(uuid: str, nvml: ModuleType | None = None) -> dict[str, float | st
     """
     nvml = nvml or module()
     if nvml is None:
-        return {"nvml": "the package nvidia-ml-py is not installed"}
+        return {"nvml": "the package nvidia-ml-py is not installed, or cannot be imported"}
     try:
         handle, lasting = _opened(uuid, nvml)
         return lasting | _read(nvml, _passing(nvml, handle))
-    except nvml.NVMLError as error:
+    except faults(nvml) as error:
         return {"nvml": str(error)}
 
 
 @cache
 def _opened(uuid: str, nvml: Any) -> tuple[Any, dict[str, float | str]]:
-    """The card's handle, and what does not change; raises NVMLError, of which nothing is kept."""
+    """The card's handle, and what does not change; raises `faults`, of which nothing is kept."""
     nvml.nvmlInit()
     handle, is_slice = handle_of(uuid, nvml)
     slice_of: dict[str, float | str] = {"slice": "MIG"} if is_slice else {}
@@ -58,30 +58,45 @@ def _read(nvml: Any, calls: dict[str, Callable[[], float | str]]) -> dict[str, f
 
 @cache
 def module() -> Any | None:
-    """NVML's module, imported on machines with a card only; None where it is not installed."""
-    return importlib.import_module("pynvml") if find_spec("pynvml") else None
+    """NVML's module, imported on machines with a card only; None where there is none that this Python can import."""
+    try:
+        return importlib.import_module("pynvml") if find_spec("pynvml") else None
+    except (ImportError, SyntaxError):
+        return None
+
+
+def faults(nvml: Any) -> tuple[type[Exception], ...]:
+    """What a call raises where the card, the driver or an old module does not have it, or wants other types."""
+    return nvml.NVMLError, AttributeError, TypeError
 
 
 def handle_of(uuid: str, nvml: Any) -> tuple[Any, bool]:
     """NVML's handle of a card, and whether only a slice of it is ours; then the handle is the whole card's.
 
-    Raises NVMLError. torch gives a slice's UUID without the prefix that tells it from a card's.
+    Raises `faults`. torch gives a slice's UUID without the prefix that tells it from a card's.
     """
     try:
-        return nvml.nvmlDeviceGetHandleByUUID(uuid), False
-    except nvml.NVMLError as error:
+        return _by_uuid(uuid, nvml), False
+    except faults(nvml) as error:
         try:
-            part = nvml.nvmlDeviceGetHandleByUUID(uuid.replace("GPU-", "MIG-", 1))
-        except nvml.NVMLError:
+            part = _by_uuid(uuid.replace("GPU-", "MIG-", 1), nvml)
+        except faults(nvml):
             raise error from None
         return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part), True
+
+
+def _by_uuid(uuid: str, nvml: Any) -> Any:
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except TypeError:  # an older module takes bytes only
+        return nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
 
 
 def reading(nvml: Any, call: Callable[[], float | str]) -> float | str | None:
     """One reading, or None where the card, the driver or the module does not have it."""
     try:
         return call()
-    except (nvml.NVMLError, AttributeError):
+    except faults(nvml):
         return None
 
 
@@ -89,12 +104,20 @@ def _passing(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
     """The clock first: a card that has nothing to do soon lowers it."""
     return {
         "sm_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-        "clock_events": lambda: ", ".join(event_names(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))),
+        "clock_events": lambda: ", ".join(event_names(nvml, _events(nvml, handle))),
         "power_watts": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
         "memory_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
         "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         "memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
     }
+
+
+def _events(nvml: Any, handle: Any) -> int:
+    """Under the name that they had before driver 535, where the new one is not known: the bits are the same."""
+    try:
+        return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except faults(nvml):
+        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
 
 def _lasting(nvml: Any, handle: Any) -> dict[str, Callable[[], float | str]]:
@@ -125,8 +148,12 @@ def joined(states: Sequence[dict[str, float | str]]) -> dict[str, float | str]:
 
 def event_names(nvml: Any, mask: int) -> list[str]:
     """The names of the set bits of a clock event mask, as NVML's constants spell them."""
-    prefix = "nvmlClocksEventReason"
-    named = {name.removeprefix(prefix): getattr(nvml, name) for name in dir(nvml) if name.startswith(prefix)}
+    named = {
+        name.removeprefix(prefix): getattr(nvml, name)
+        for prefix in ("nvmlClocksThrottleReason", "nvmlClocksEventReason")
+        for name in dir(nvml)
+        if name.startswith(prefix)
+    }
     return sorted(name for name, bit in named.items() if isinstance(bit, int) and bit and bit & mask == bit)
 
 

@@ -1,10 +1,20 @@
 """The memory that the process of a case will need, foretold before it is started."""
 
+import math
+
+from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case
 from variants.catalogue import load
 
 WORKER_BYTES = 300 * 2**20
 """A worker without a case."""
+ON_CARD_BYTES = 2**30
+"""What a process with a context on a card takes of the host, about."""
+
+
+def most_at_once(device: str) -> float:
+    """How many cases a session may hold for the sake of the host's memory, where their own lies on a card."""
+    return math.inf if device == "cpu" else max(1, available_bytes("cpu") // (2 * ON_CARD_BYTES))
 
 
 def predicted_process_bytes(case: Case) -> int:

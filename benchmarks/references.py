@@ -1,6 +1,7 @@
 """References of a session's cases: each made once, in a worker that runs no variant, and handed over as files."""
 
 import fcntl
+import math
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ class References:
     def __init__(self, workers: Workers, threads: int, timeout_seconds: float) -> None:
         """Nothing is started or written before the first case."""
         self._workers, self._threads, self._timeout_seconds = workers, threads, timeout_seconds
+        self.until = math.inf
+        """No answer is waited for any longer, by the monotonic clock; what then lacks may be asked for again."""
         self._worker: Worker | None = None
         self._folder: Path | None = None
         self._lock = -1
@@ -105,7 +108,8 @@ class References:
             self._ask(method, (case, self._threads, *needed, path))
         except Fault as fault:
             path.with_suffix(".part").unlink(missing_ok=True)
-            self._failed[key] = fault
+            if time.monotonic() < self.until:
+                self._failed[key] = fault
             raise
         self._kept[key] = path, size
         return path
@@ -119,7 +123,7 @@ class References:
     def _ask(self, method: str, arguments: tuple[Any, ...]) -> None:
         self._worker = self._worker or self._workers.start()
         try:
-            answer = self._worker.ask(method, arguments, self._timeout_seconds)
+            answer = self._worker.ask(method, arguments, min(self._timeout_seconds, self.until - time.monotonic()))
         except Fault as fault:
             self._worker = None
             raise Fault(fault.status, f"its reference: {fault.reason}") from fault

@@ -33,6 +33,10 @@ class Entry:
     slowed: bool = False
     silent: bool = False
     """Whether its worker gave no answer in time; its reference, or a time that is only foretold, is another matter."""
+    cut: bool = False
+    """Whether the time was up before it answered: then it has no row, and is left for another run."""
+    braked: int = 0
+    """Samples that were rejected."""
     slow: dict[int, tuple[Any, dict[str, float | str]]] = field(default_factory=dict)
     """Samples, with the card's state, at a fraction of the clock that nothing explains."""
 
@@ -43,6 +47,8 @@ class Entry:
             self.states.append(state)
         elif rejected == "clock":
             self.slow[number] = sample, state
+        else:
+            self.braked += 1
 
     def settle_for_slow(self) -> None:
         """Where no sample was taken at the full clock, those below it are the case's: such a row is marked noisy."""
@@ -116,6 +122,8 @@ def add_times(row: Measurement, entry: Entry, baseline: Entry | None, twin: Entr
     shares = [sample.host_bound_share for sample in samples if sample.host_bound_share is not None]
     row.host_bound_share = sum(shares) / len(shares) if shares else None
     row.device_state = joined(entry.states)
+    if entry.braked:
+        row.device_state["rejected_share"] = entry.braked / (entry.braked + len(samples) + len(entry.slow))
     if entry.case.device == "cpu":  # the host is idle while a card works
         busy = [sample.cpu_seconds / (sample.wall_seconds * (row.threads or 1)) for sample in samples]
         row.clean_share = sum(share >= 0.95 for share in busy) / len(busy)

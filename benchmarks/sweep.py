@@ -14,18 +14,20 @@ from typing import Any
 from benchmarks.call_limit import CallLimit
 from benchmarks.machine import available_bytes
 from benchmarks.measurement import Case, Measurement
-from benchmarks.process_memory import WORKER_BYTES, predicted_process_bytes
+from benchmarks.process_memory import WORKER_BYTES, most_at_once, predicted_process_bytes
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.references import References
 from benchmarks.session_times import ROUNDS, Entry, add_ceiling, add_times, settled
 from benchmarks.side_by_side import lanes_of, side_by_side
-from benchmarks.workers import Fault, Worker, Workers
+from benchmarks.workers import Fault, Worker, Workers, end_all
 from variants.catalogue import BASELINE, load
 
 FEWEST_ROUNDS = 3
 GRACE_SECONDS = 20.0
-"""So long after the time to stop a session may still take the fewest rounds."""
+"""So long after the time to stop a session may still take the fewest rounds; then no answer is waited for."""
+AWAKE = 8
+"""So many workers of a card start ahead of the one that is prepared."""
 MEMORY_SHARE = 0.8
 
 
@@ -68,6 +70,7 @@ class Sweep:
         self.resting = workers.resting
         self.limit = CallLimit(settings.longest_call_seconds)
         self.abandoned = False
+        self.cut = math.inf
 
     def measure(
         self, cases: Sequence[Case], report: Report, seconds: float | None = None, stop: float = math.inf
@@ -77,6 +80,7 @@ class Sweep:
         From `stop` on (by the monotonic clock) no case is begun; returns those.
         """
         problems = _by_problem(cases)
+        self._cut_at(stop)
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         left: list[Case] = []
         try:
@@ -86,6 +90,9 @@ class Sweep:
         finally:
             self._close()
         return left
+
+    def _cut_at(self, stop: float) -> None:
+        self.cut = self.references.until = stop + GRACE_SECONDS
 
     def _close(self) -> None:
         self.references.close()
@@ -100,11 +107,12 @@ class Sweep:
         On a card, variants go side by side where the settings say so: nothing is timed.
         """
         deadline = min(time.monotonic() + seconds, stop)
+        self._cut_at(stop)
         lanes = lanes_of(cases, self.settings.proofs_at_once)
         if len(lanes) < 2:
             return self._errors_in_turn(cases, deadline, report)
         self._dismiss()
-        sweeps, spent = [self._beside() for _ in lanes], self.measured_seconds
+        sweeps, spent = [self._beside(stop) for _ in lanes], self.measured_seconds
 
         def told(row: Measurement) -> None:
             self.measured_seconds = spent + sum(sweep.measured_seconds for sweep in sweeps)
@@ -118,10 +126,11 @@ class Sweep:
         works = [partial(sweep._errors_in_turn, lane, deadline) for sweep, lane in zip(sweeps, lanes, strict=True)]
         return side_by_side(works, told, abandon)
 
-    def _beside(self) -> "Sweep":
+    def _beside(self, stop: float) -> "Sweep":
         """A sweep that proves other cases at the same time: of the same run, with workers of its own."""
         other = Sweep(self.workers, replace(self.settings, keep_workers=False), self.machine, self.provenance)
         other.run, other.limit, other.resting = self.run, self.limit, {}
+        other._cut_at(stop)
         return other
 
     def _errors_in_turn(self, cases: Sequence[Case], deadline: float, report: Report) -> list[Case]:
@@ -141,7 +150,10 @@ class Sweep:
                     break
                 if entry.silent and case.device != "cpu":
                     silent.add(case.variant)
-                report(self._row(entry))
+                if entry.cut:
+                    left.append(case)
+                else:
+                    report(self._row(entry))
         finally:
             self._close()
         return left
@@ -178,10 +190,11 @@ class Sweep:
         # While the pack is prepared, so does the worker that makes references, whose files may lie in memory.
         beside = pair + WORKER_BYTES + shared_bytes(entries[0].case.problem()) + own_bytes(reference.problem())
         used = beside
+        most = most_at_once(entries[0].case.device)
         for entry in entries:
             need = predicted_process_bytes(entry.case) + own_bytes(entry.case.problem())
             # Energy takes so long that a session of several would outlast the time.
-            if pack and (used + need > limit or self.settings.energy):
+            if pack and (used + need > limit or len(pack) >= most or self.settings.energy):
                 yield pack
                 pack, used = [], beside
             pack.append(entry)
@@ -225,6 +238,7 @@ class Sweep:
             files = self.references.of(entry.case)
         except Fault as fault:
             entry.fail(fault.status, fault.reason)
+            entry.cut = time.monotonic() >= self.cut
             return
         entry.worker = entry.worker or self._worker_for(entry.case)
         arguments = (entry.case, self.settings.threads, timed, files)
@@ -237,16 +251,20 @@ class Sweep:
         """The answer, or None where the entry has failed, with status and reason kept in it."""
         assert entry.worker is not None
         try:
-            answer = entry.worker.ask(method, arguments, self.settings.timeout_seconds)
+            answer = entry.worker.ask(method, arguments, self._patience())
         except Fault as fault:
             entry.worker = None
             entry.fail(fault.status, fault.reason)
             entry.silent = fault.status == "timeout"
+            entry.cut = entry.silent and time.monotonic() >= self.cut
             return None
         if answer["status"] != "ok":
             entry.fail(answer["status"], answer["reason"])
             return None
         return answer
+
+    def _patience(self) -> float:
+        return max(0.0, min(self.settings.timeout_seconds, self.cut - time.monotonic()))
 
     def _measure_session(self, entries: list[Entry], seconds: float, report: Report, stop: float) -> list[Case]:
         begin = time.monotonic()
@@ -266,22 +284,26 @@ class Sweep:
                 if entry.samples:
                     self.limit.learn(entry.case, statistics.median(entry.walls().values()))
             for entry in begun[2:]:
+                if entry.cut:
+                    continue
                 self._finish(entry, stop)
                 report(self._row(entry, baseline, twin))
             self._let_rest(begun)
         finally:
             _end_workers((baseline, twin, *entries))
-        return [entry.case for entry in entries[max(0, len(begun) - 2) :]]
+        return [entry.case for entry in begun[2:] if entry.cut] + [
+            entry.case for entry in entries[max(0, len(begun) - 2) :]
+        ]
 
     def _begin(self, entries: Sequence[Entry], stop: float) -> list[Entry]:
         """Prepare one after the other; returns those that were begun in time."""
-        if entries[0].case.device != "cpu":  # where a process takes seconds to start: so they start together
-            for entry in entries:
-                entry.worker = self._worker_for(entry.case)
         begun: list[Entry] = []
-        for entry in entries:
+        for index, entry in enumerate(entries):
             if time.monotonic() >= stop:
                 break
+            if entry.case.device != "cpu":  # where a process takes seconds to start: so several start together
+                for one in entries[index : index + AWAKE]:
+                    one.worker = one.worker or self._worker_for(one.case)
             begun.append(entry)
             if not self._refused(entry):
                 self._prepare(entry, timed=True)
@@ -309,16 +331,15 @@ class Sweep:
     def _rests(self, worker: Worker) -> bool:
         """Whether it let go of its case; that it could not is no fault of what was measured."""
         try:
-            answer = worker.ask("rest", (), self.settings.timeout_seconds)
+            answer = worker.ask("rest", (), self._patience())
         except Fault:
             return False
         return bool(answer["status"] == "ok")
 
     def _dismiss(self, but: Collection[str] = ()) -> None:
         """End the resting workers of all variants but those."""
-        for name in [name for name in self.resting if name not in but]:
-            for worker in self.resting.pop(name):
-                worker.end()
+        names = [name for name in self.resting if name not in but]
+        end_all(worker for name in names for worker in self.resting.pop(name))
 
     def lost(self, case: Case, status: str, reason: str) -> Measurement:
         """The row of a case of which nothing came back."""
@@ -407,7 +428,7 @@ class Sweep:
         """The answer of what is no reason to lose a row that is measured, or what stands for it, by the reason."""
         assert entry.worker is not None
         try:
-            answer = entry.worker.ask(method, (), self.settings.timeout_seconds)
+            answer = entry.worker.ask(method, (), self._patience())
         except Fault as fault:
             entry.worker = None
             return without(fault.reason)
@@ -457,10 +478,9 @@ def _by_problem(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def _end_workers(entries: Sequence[Entry]) -> None:
+    end_all(entry.worker for entry in entries if entry.worker is not None)
     for entry in entries:
-        if entry.worker is not None:
-            entry.worker.end()
-            entry.worker = None
+        entry.worker = None
 
 
 def plan_cases(

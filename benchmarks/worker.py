@@ -15,12 +15,21 @@ from torch import Tensor
 
 from benchmarks.accuracy import Errors, checked_gradients, checked_rows, errors_of, gradient_error
 from benchmarks.allocator import release_heap, retain_heap
-from benchmarks.clock import CPU_TIMER, CUDA_TIMER, REFILL_UP_TO_SECONDS, CudaClock, Sample, calls_for, measure_cpu
+from benchmarks.clock import (
+    CPU_TIMER,
+    CUDA_TIMER,
+    REFILL_UP_TO_SECONDS,
+    CudaClock,
+    Sample,
+    calls_for,
+    measure_cpu,
+    spin_test,
+)
 from benchmarks.inputs import UnavailableInputs, make_inputs
 from benchmarks.kernel_names import kernel_on_card, kernel_on_cpu
 from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
-from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test
+from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test, self_test_on_card
 from benchmarks.nvml import braked, read_card, underclocked
 from benchmarks.ranges import named_range
 from benchmarks.reference_files import (
@@ -118,7 +127,11 @@ class Bench:
     def machine(self, device: str, threads: int, dtypes: Collection[str] | None = None) -> dict[str, Any]:
         """Describe the machine and measure its ceilings, for those dtypes only; proves the memory instrument first."""
         torch.set_num_threads(threads)
+        take_card(device)
         self_test()
+        if device != "cpu":
+            self_test_on_card(device)
+            spin_test(device)
         description = describe_machine(device, threads, self.allocator)
         return {"machine": {**description, "ceilings": measure_ceilings(device, dtypes)}}
 
@@ -128,6 +141,7 @@ class Bench:
 
     def refer_shared(self, case: Case, threads: int, file: Path) -> dict[str, Any]:
         """Write the inputs of a case and what all definitions are held against on them; runs no variant."""
+        take_card(case.device)
         limit_threads(case.problem(), threads)
         try:
             write_shared(case, file)
@@ -137,6 +151,7 @@ class Bench:
 
     def refer_own(self, case: Case, threads: int, shared: Path, own: Path) -> dict[str, Any]:
         """Write what the definition of a case is held against, on the inputs of the shared file; runs no variant."""
+        take_card(case.device)
         limit_threads(case.problem(), threads)
         write_own(case, Files(shared, own), load(case.variant).definition)
         return self._tidied(case)
@@ -147,6 +162,7 @@ class Bench:
         Raises `Failure` where it cannot run or is wrong: then it has no time.
         """
         problem = case.problem()
+        take_card(case.device)
         limit_threads(problem, threads)
         variant = load(case.variant)
         if reasons := variant.refusals(problem):
@@ -200,6 +216,7 @@ class Bench:
     def renew(self, case: Case, threads: int, calls: int) -> dict[str, Any]:
         """Be ready to sample a case that another process has proved; `calls` in a sample, as there."""
         problem, variant = case.problem(), load(case.variant)
+        take_card(case.device)
         torch.set_num_threads(threads)
         run = variant.build(problem, **variant.definition.resolve(case.parameters))
         inputs = make_inputs(problem, case.inputs, case.seed)
@@ -253,6 +270,7 @@ class Bench:
 
     def wake(self, device: str) -> dict[str, Any]:
         """Make ready what a card takes seconds for, while others do the same."""
+        take_card(device)
         torch.empty(1, device=device)
         return {}
 
@@ -270,13 +288,15 @@ class Bench:
         return {}
 
     def energy(self) -> dict[str, Any]:
-        """Joules of one call of the prepared case; nothing where no counter is to be read."""
+        """Joules of one call of the prepared case, or why there are none."""
         from benchmarks.energy import measure_energy, meter_of
 
         begin = time.perf_counter()
         meter = meter_of(self.uuid)
         wait = partial(torch.cuda.synchronize, self.cuda.device) if self.cuda else lambda: None
-        figures = measure_energy(self.call, meter, wait, call_seconds=self.warm_seconds)
+        figures: dict[str, Any] = measure_energy(self.call, meter, wait, call_seconds=self.warm_seconds)
+        if not figures:
+            figures = {"lacking": "no counter to be read"}
         return figures | {"spent_seconds": time.perf_counter() - begin}
 
     def profile(self, case: Case, threads: int, trace: Path) -> dict[str, Any]:
@@ -405,6 +425,12 @@ class Bench:
             return measure_cuda_bytes(call, problem.device)
         peak, held, self.operators = measure_cpu_bytes(call)
         return peak, held, None
+
+
+def take_card(device: str) -> None:
+    """Make it the present one, for kernels that ask for no other; nothing on a CPU."""
+    if device != "cpu":
+        torch.cuda.set_device(device)
 
 
 def limit_threads(problem: Problem, threads: int) -> None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
@@ -133,10 +133,15 @@ class Worker:
         """Kill the process and reap it; harmless on one that has ended."""
         if self._ended:
             return
+        self.kill()
         self._ended = True
         self._connection.close()
-        os.kill(self.pid, signal.SIGKILL)
         self._workers.exit_status(self.pid)
+
+    def kill(self) -> None:
+        """Kill the process and leave it to `end` to reap it."""
+        if not self._ended:
+            os.kill(self.pid, signal.SIGKILL)
 
     def _fault(self) -> Fault:
         self._ended = True
@@ -147,3 +152,12 @@ class Worker:
         if status < 0:
             return Fault("error", f"crashed with {signal.Signals(-status).name}")
         return Fault("error", f"ended with status {status} and no answer")
+
+
+def end_all(workers: Iterable[Worker]) -> None:
+    """Kill them, then reap them: a card takes its time to let go of a process, of several at once."""
+    ending = list(workers)
+    for worker in ending:
+        worker.kill()
+    for worker in ending:
+        worker.end()

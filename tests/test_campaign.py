@@ -95,6 +95,50 @@ def test_a_shard_does_not_measure_what_was_merged(tmp_path: Path, monkeypatch: p
     assert (outcome.skipped, outcome.rows) == (1, [])
 
 
+def test_who_else_is_on_the_card_is_asked_before_this_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    machines = iter(
+        ({"key": "c", "gpu": {"uuid": "GPU-1"}, "ceilings": {"matmul_flops": {kind: 1.0}}}) for kind in "ab"
+    )
+    monkeypatch.setattr(campaign, "read_machine", lambda *_: next(machines))
+    monkeypatch.setattr(campaign, "foreign_processes", lambda uuid: asked.append(uuid) or {7: 2**20})
+    monkeypatch.setattr(campaign, "Workers", Idle)
+    empty = Request(("full/matmul",), (), ("normal",))
+    found = None
+    for problems in ((), (Problem(tokens=8),)):  # the second asks for a type whose ceiling is not read yet
+        wanted = replace(empty, problems=problems)
+        settings = Settings(0.0, 1, stop_after_seconds=1e-9)
+        found = run_campaign(wanted, tmp_path, settings, lambda *_: None, machine_device="cpu", machine=found).machine
+    assert asked == ["GPU-1"]
+    assert found["ceilings"] == {"matmul_flops": {"b": 1.0}} and found["foreign_processes"] == {7: 2**20}
+
+
+@pytest.mark.parametrize(
+    ("energy", "row", "skipped"),
+    [
+        (False, {"status": "ok", "seconds": 0.1}, 1),
+        (True, {"status": "ok", "seconds": 0.1}, 0),
+        (True, {"status": "ok", "seconds": 0.1, "energy_joules": 1.0}, 1),
+        (True, {"status": "ok", "seconds": 0.1, "device_state": {"energy": "no counter to be read"}}, 1),
+        (True, {"status": "wrong"}, 1),
+    ],
+)
+def test_a_row_without_energy_is_measured_again_where_energy_is_wanted(
+    energy: bool, row: dict[str, Any], skipped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "read_machine", lambda *_: MACHINE)
+    monkeypatch.setattr(campaign, "Workers", Idle)
+    asked = Request(("full/matmul",), (Problem(tokens=16),), ("normal",))
+    (case,) = asked.cases()[0]
+    with Store(tmp_path) as store:
+        store.append(lost(case, code=read_provenance().code, **row))
+    settings = Settings(1.0, 1, energy=energy, stop_after_seconds=1e-9)
+    outcome = run_campaign(asked, tmp_path, settings, lambda *_: None, machine_device="cpu")
+    assert (outcome.skipped, outcome.left) == (skipped, 1 - skipped)
+
+
 def lost(case: Case, **fields: Any) -> Measurement:
     made: dict[str, Any] = {"key": case.key("cpu-1"), "run": "r", "machine": "cpu-1", "measured_at": "", "code": "c"}
     made |= {"commit": "", "dirty": True, "definition": "full", "exact": True, "case": case, "status": "timeout"}

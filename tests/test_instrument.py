@@ -331,6 +331,7 @@ def fake_nvml(**changes: Any) -> ModuleType:
         "nvmlSystemGetDriverVersion": lambda: "570.1",
         "nvmlClocksEventReasonGpuIdle": 0x1,
         "nvmlClocksEventReasonSwPowerCap": 0x4,
+        "nvmlClocksEventReasonHwSlowdown": 0x8,
         "nvmlClocksEventReasonSwThermalSlowdown": 0x20,
         "nvmlClocksEventReasonHwThermalSlowdown": 0x40,
         "nvmlClocksEventReasonHwPowerBrakeSlowdown": 0x80,
@@ -385,6 +386,38 @@ def test_a_card_that_cannot_be_read_says_why() -> None:
     assert nvml.read_card("GPU-9", fake_nvml(nvmlDeviceGetHandleByUUID=unknown)) == {"nvml": "no GPU-9"}
 
 
+def without(fake: ModuleType, *names: str) -> ModuleType:
+    for name in names:
+        delattr(fake, name)
+    return fake
+
+
+def test_an_old_module_or_driver_tells_what_it_can() -> None:
+    def by_bytes(uuid: Any) -> str:
+        if isinstance(uuid, str):
+            raise TypeError("bytes or integer address expected instead of str instance")
+        return "handle"
+
+    assert nvml.read_card("GPU-1", fake_nvml(nvmlDeviceGetHandleByUUID=by_bytes))["sm_mhz"] == 1755.0
+
+    def unknown(_: Any) -> None:
+        raise NotSupported("Not Found")
+
+    # A slice of a card, of which the module does not know how to find the whole.
+    state = nvml.read_card(
+        "GPU-2", fake_nvml(nvmlDeviceGetHandleByUUID=lambda uuid: unknown(uuid) if "GPU" in uuid else 1)
+    )
+    assert list(state) == ["nvml"] and "nvmlDeviceGetDeviceHandleFromMigDeviceHandle" in str(state["nvml"])
+
+    names = [name for name in vars(fake_nvml()) if name.startswith("nvmlClocksEventReason")]
+    before = {name.replace("Event", "Throttle"): getattr(fake_nvml(), name) for name in names}
+    for how in ({}, {"nvmlDeviceGetCurrentClocksEventReasons": unknown}):
+        old = without(fake_nvml(), *names, "nvmlDeviceGetCurrentClocksEventReasons")
+        for name, value in (before | how | {"nvmlDeviceGetCurrentClocksThrottleReasons": lambda _: 0x44}).items():
+            setattr(old, name, value)
+        assert nvml.read_card("GPU-1", old)["clock_events"] == "HwThermalSlowdown, SwPowerCap"
+
+
 @pytest.mark.parametrize(
     ("mask", "names", "rejected"),
     [
@@ -392,6 +425,7 @@ def test_a_card_that_cannot_be_read_says_why() -> None:
         (0x1, ["GpuIdle"], False),
         (0x4, ["SwPowerCap"], False),
         (0x20, ["SwThermalSlowdown"], True),
+        (0x8, ["HwSlowdown"], True),
         (0x40, ["HwThermalSlowdown"], True),
         (0x80, ["HwPowerBrakeSlowdown"], True),
         (0x44, ["HwThermalSlowdown", "SwPowerCap"], True),
@@ -407,7 +441,7 @@ def test_the_real_module_has_every_name_that_is_used() -> None:
     real = pytest.importorskip("pynvml")
     for name in vars(fake_nvml()):
         assert name.startswith("__") or name in ("opened", "closed") or hasattr(real, name)
-    assert nvml.event_names(real, 0x20 | 0x40 | 0x80) == sorted(nvml.BRAKES)
+    assert nvml.event_names(real, 0x8 | 0x20 | 0x40 | 0x80) == sorted(nvml.BRAKES)
 
 
 def test_no_reading_is_no_brake() -> None:

@@ -54,6 +54,9 @@ class ScriptedWorker:
             "call_seconds": 2 * seconds,
         }
 
+    def kill(self) -> None:
+        pass
+
     def end(self) -> None:
         pass
 
@@ -275,6 +278,57 @@ def test_after_the_stop_one_round_and_nothing_more_must_do(monkeypatch: pytest.M
     assert not {"energy", "card_figures", "renew"} & set(card.asked)
 
 
+def test_a_session_waits_for_no_answer_long_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited, begin = list[float](), time.monotonic()
+    later = [0.0]
+
+    class Hanging(Card):
+        def start(self) -> ScriptedWorker:
+            worker = super().start()
+
+            def ask(method: str, _: Any, seconds: float) -> dict[str, Any]:
+                waited.append(seconds)
+                later[0] += seconds
+                raise Fault("timeout", f"no answer within {seconds:.0f} s")
+
+            worker.ask = ask  # type: ignore[method-assign,assignment]
+            return worker
+
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: begin + later[0])
+    monkeypatch.setattr(Sweep, "_refused", lambda *_: False)
+    monkeypatch.setattr(sweep, "available_bytes", lambda _: 2**40)
+    rows: list[Measurement] = []
+    told = Sweep(Hanging(), Settings(60.0, 1, timeout_seconds=90.0), {"key": "x", "ceilings": CEILINGS}, NOBODY)  # type: ignore[arg-type]
+    cases = plan_cases(["full/matmul"], [Problem(tokens=4, heads=1, device="cuda")], "normal")
+    assert told.measure(cases, rows.append, 600.0, begin + 185.0) == cases and rows == []  # neither a row nor lost
+    assert waited == [90.0, 90.0, pytest.approx(25.0)]  # the baseline, its twin, and until 20 s after the stop
+    # Of proofs likewise, and the same timeout in time is the variant's own.
+    later[0] = 0.0
+    assert told.measure_errors(cases, rows.append, 600.0, begin + 50.0) == cases and rows == []
+    later[0] = 0.0
+    assert told.measure_errors(cases, rows.append, 600.0, begin + 100.0) == []
+    assert [(row.status, row.reason) for row in rows] == [("timeout", "no answer within 90 s")]
+
+
+def test_few_workers_of_a_card_start_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "AWAKE", 2)
+    card, _ = swept_on("cuda", monkeypatch)
+    assert card.asked[:6] == ["wake", "wake", "prepare", "wake", "prepare", "wake"]
+
+
+def test_the_hosts_memory_bounds_a_session_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "most_at_once", lambda _: 1)
+    card, rows = swept_on("cuda", monkeypatch)
+    assert len(rows) == 6 and card.asked.count("prepare") == 18  # each with its own baseline and twin
+
+
+def test_rejected_samples_are_counted() -> None:
+    own, rest = scripted(0.01, rejected=range(5)), (scripted(0.02), scripted(0.02))
+    (row,) = measured(*rest, own, seconds=0.2)
+    assert row.device_state == {"rejected_share": pytest.approx(5 / (5 + len(row.wall_samples)))}
+    assert measured(scripted(0.02), scripted(0.02), scripted(0.01))[0].device_state == {}
+
+
 def test_a_baseline_that_shares_no_round_gives_no_ratio() -> None:
     odd, even = range(1, 10**9, 2), range(0, 10**9, 2)
     (row,) = measured(
@@ -427,6 +481,9 @@ class Starting:
         if case.tokens == 13:
             return {"status": "error", "reason": "illegal memory access"}
         return {"status": "ok", "warm_seconds": 0.0}
+
+    def kill(self) -> None:
+        pass
 
     def end(self) -> None:
         self.ended += 1
