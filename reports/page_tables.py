@@ -11,15 +11,21 @@ from reports.text_table import Table
 
 _NOTHING: Final = "–"
 _DEEPEST: Final = 6
+CARD_TIMES: Final = ("hot", "latency")
+"""Beside the time that all else reckons with."""
 
 
 def figures_table(curves: Sequence[Curve]) -> Table:
     """Time, memory and both errors of every measured point, by length and then by time."""
+    found = [(length, curve, row) for curve in curves for length, row in curve.rows().items() if row.status == "ok"]
+    found.sort(key=lambda one: (one[0], one[2].seconds or 0.0, one[1].label))
+    card = any(row.latency_seconds is not None for _, _, row in found)
     header = (
         "tokens",
         "variant",
         "time",
         "95 % interval",
+        *(CARD_TIMES if card else ()),
         "ratio",
         "95 % interval",
         "MiB total",
@@ -29,11 +35,13 @@ def figures_table(curves: Sequence[Curve]) -> Table:
         "kernel",
         "flags",
     )
-    found = [(length, curve, row) for curve in curves for length, row in curve.rows().items() if row.status == "ok"]
-    found.sort(key=lambda one: (one[0], one[2].seconds or 0.0, one[1].label))
-    rows = tuple(_figures_row(length, curve, row) for length, curve, row in found)
+    rows = tuple(_figures_row(length, curve, row, card) for length, curve, row in found)
     title = f"Time, memory and both errors on {TIMED_INPUTS} inputs, ratio to {_baselines(curves)}"
-    return Table(title, header, rows, frozenset({0, *range(2, 10)}))
+    if card:
+        title += (
+            ". Time: the card's own, caches cold. Hot: a replayed graph. Latency: what the host waits, launches too"
+        )
+    return Table(title, header, rows, frozenset({0, *range(2, len(header) - 2)}))
 
 
 def errors_table(curves: Sequence[Curve]) -> Table:
@@ -81,12 +89,13 @@ def machine_table(description: dict[str, Any]) -> Table:
     return Table("The machine", ("what", "value"), tuple(_flat(description, "", 0)))
 
 
-def _figures_row(length: int, curve: Curve, row: Row) -> tuple[str, ...]:
+def _figures_row(length: int, curve: Curve, row: Row, card: bool) -> tuple[str, ...]:
     return (
         str(length),
         curve.label,
-        seconds_text(row.seconds) if row.seconds is not None else _NOTHING,
+        _seconds(row.seconds),
         _interval(row.seconds_low, row.seconds_high),
+        *((_seconds(row.hot_seconds), _seconds(row.latency_seconds)) if card else ()),
         digits(row.ratio) if row.ratio is not None else _NOTHING,
         f"{digits(row.ratio_low)} to {digits(row.ratio_high)}" if row.ratio_low and row.ratio_high else _NOTHING,
         mib_text(row.total_bytes) if row.total_bytes is not None else _NOTHING,
@@ -103,8 +112,22 @@ def _flags(row: Row) -> Iterator[str]:
         yield "noisy"
     if row.ceiling_share is not None and row.ceiling_share > 1:
         yield "faster than the machine's ceiling: doubt it"
+    if row.host_bound_share:
+        yield f"waits for the host in {row.host_bound_share:.0%} of its calls"
+    state = row.device_state
+    for share, what in (("power_capped_share", "at the card's power limit"), ("rejected_share", "braked, left out")):
+        if value := state.get(share):
+            yield f"{float(value):.0%} of samples {what}"
+    if state.get("foreign_processes"):
+        yield "others on the card"
+    if "slice" in state:
+        yield f"a slice of the card ({state['slice']})"
     if row.dirty:
         yield "uncommitted changes"
+
+
+def _seconds(value: float | None) -> str:
+    return _NOTHING if value is None else seconds_text(value)
 
 
 def _interval(low: float | None, high: float | None) -> str:

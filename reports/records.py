@@ -96,6 +96,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seconds_high: Positive | None = None
     noisy: bool | None = None
     timer: str | None = None
+    latency_seconds: Positive | None = None
+    host_bound_share: NotNegative | None = None
+    hot_seconds: Positive | None = None
+    hot_reason: str = ""
+    device_state: dict[str, float | str] = {}
 
     baseline: str | None = None
     baseline_causal: bool | None = None

@@ -409,6 +409,25 @@ def test_impossible_times_are_flagged() -> None:
     assert "faster than the machine's ceiling" in figures_table(curves(rows, SHAPE)).rows[0][-1]
 
 
+def test_of_a_card_all_three_times_are_shown_and_what_disturbed_them() -> None:
+    state = {"power_capped_share": 0.25, "rejected_share": 0.1, "foreign_processes": 1.0, "slice": "MIG"}
+    card = {"noisy": False, "seconds": 1e-4, "latency_seconds": 3e-4, "host_bound_share": 0.5, "device_state": state}
+    lines = [
+        measured("full/matmul", 256, figures=card | {"hot_seconds": 5e-5}),
+        measured("memory_efficient/sdpa_flash", 256, figures=card | {"host_bound_share": 0.0, "device_state": {}}),
+    ]
+    table = figures_table(curves(as_rows(lines), SHAPE))
+    assert table.header[2:6] == ("time", "95 % interval", "hot", "latency") and "latency" in table.title.lower()
+    plain, flash = sorted(table.rows, key=lambda row: row[1])
+    assert plain[4:6] == ("50.0 µs", "300 µs") and flash[4:6] == ("–", "300 µs")
+    assert plain[-1] == (
+        "waits for the host in 50% of its calls, 25% of samples at the card's power limit, "
+        "10% of samples braked, left out, others on the card, a slice of the card (MIG)"
+    )
+    assert flash[-1] == ""
+    assert "hot" not in figures_table(CURVES).header
+
+
 def test_statuses_and_reasons_are_all_there() -> None:
     lines = [*landscape([256, 1024]), failed("linear_scan/chunked", 1024, "wrong", "error 0.3", inputs="peaky")]
     found = curves(as_rows(lines), SHAPE)
