@@ -74,12 +74,14 @@ class Expected:
     own: Float64[Tensor, "batch heads rows head_dim"]
     approximation: float
     mean_of_v: float
+    plain: float = math.nan
+    """The error of the formula in the problem's own half type, where it was asked for."""
 
 
 def exact_of(inputs: Inputs, problem: Problem) -> Exact:
     """What all definitions are held against, on these inputs."""
     rows = checked_rows(problem)
-    exact = _by_pieces(inputs, rows, problem, EXACT, {})
+    exact = formula_rows(inputs, problem, EXACT, {})
     return Exact(exact, relative_error(mean_of_values(inputs[2], rows, problem), exact))
 
 
@@ -89,7 +91,7 @@ def oracle_rows(
     """The definition's oracle on the checked rows; where it is exact attention, what is there already."""
     if definition.oracle is EXACT.oracle:
         return exact.rows
-    return _by_pieces(inputs, checked_rows(problem), problem, definition, parameters)
+    return formula_rows(inputs, problem, definition, parameters)
 
 
 def errors_of(
@@ -170,14 +172,14 @@ def gradient_error(got: tuple[Tensor, ...], want: list[Tensor] | tuple[Tensor, .
     return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)  # max would pass over a NaN
 
 
-def _by_pieces(
-    inputs: Inputs, rows: Int64[Tensor, " rows"], problem: Problem, definition: Definition, parameters: Parameters
-) -> Tensor:
-    """The oracle's rows, a few at a time, so that its scores stay small; the inputs are widened once."""
+def formula_rows(
+    inputs: Inputs, problem: Problem, definition: Definition, parameters: Parameters
+) -> Float64[Tensor, "batch heads rows head_dim"]:
+    """The oracle on the checked rows, a few at a time, so that its scores stay small; the inputs are widened once."""
     wide = [x.detach().to(torch.float64) for x in inputs]
     parts = [
         definition.reference(*wide, causal=problem.causal, rows=piece, parameters=parameters)
-        for piece in pieces(rows, definition)
+        for piece in pieces(checked_rows(problem), definition)
     ]
     return torch.cat(parts, dim=2)
 

@@ -60,6 +60,7 @@ class Measurement(msgspec.Struct, kw_only=True):
     descriptors are of the inputs, as `benchmarks.descriptors` names them. On CUDA `seconds` is the
     device's time with a flushed L2, `hot_seconds` that of a replayed graph, `latency_seconds` what
     the host waits, and `host_bound_share` the share of calls in whose device time the card waited for the host.
+    `plain_error` and `plain_gradient_error` are those of the formula with every step rounded to the half type.
     `foretold_seconds` are those of a call that was not tried because of them.
     `reserved_bytes` is all that the allocator held of the card, inputs included.
     Energy is of one call, net of what the device draws idle; its spread is over trials.
@@ -129,6 +130,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     approximation_error: float | None = None
     mean_of_v_error: float | None = None
     gradient_error: float | None = None
+    plain_error: float | None = None
+    plain_gradient_error: float | None = None
     checked_rows: int | None = None
     descriptors: dict[str, float] = {}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +13,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.accuracy import Exact, Expected, Inputs, checked_rows, exact_of, oracle_gradients, oracle_rows
+from benchmarks.accuracy import (
+    Exact,
+    Expected,
+    Inputs,
+    checked_rows,
+    exact_of,
+    formula_rows,
+    gradient_error,
+    oracle_gradients,
+    oracle_rows,
+)
 from benchmarks.accuracy import relative_error as distance
 from benchmarks.descriptors import describe_inputs
 from benchmarks.inputs import make_inputs
 from benchmarks.measurement import Case
+from benchmarks.plain_precision import Rounded, is_held_to_plain
 from variants import Problem
 from variants.definition import Definition
+from variants.dtypes import TORCH_DTYPES
 
 GRADIENT_SEED: Final = 0
 QKV_NAMES: Final = ("q", "k", "v")
@@ -37,13 +50,17 @@ class ReferenceMismatch(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Inputs, what an output on them is held against, and their digest; `gradients` in training only."""
+    """Inputs, what an output on them is held against, and their digest; `gradients` in training only.
+
+    `plain_gradient` is the error of theirs in the problem's own half type, NaN where it was not asked for.
+    """
 
     inputs: Inputs
     digest: str
     expected: Expected
     descriptors: dict[str, float]
     gradients: tuple[Tensor, ...] = ()
+    plain_gradient: float = math.nan
 
     def check_inputs(self) -> None:
         """Raises `ReferenceMismatch` where q, k or v are no longer what the reference was made of."""
@@ -55,8 +72,8 @@ def make_reference(case: Case, inputs: Inputs, definition: Definition) -> Refere
     """The whole reference of a case, made here and now."""
     problem, digest = case.problem(), digest_of(inputs)
     exact = exact_of(inputs, problem)
-    expected, gradients = _of_definition(case, inputs, definition, exact)
-    return Reference(inputs, digest, expected, describe_inputs(inputs, problem), gradients)
+    expected, gradients, plain_gradient = _of_definition(case, inputs, definition, exact)
+    return Reference(inputs, digest, expected, describe_inputs(inputs, problem), gradients, plain_gradient)
 
 
 def write_shared(case: Case, file: Path) -> None:
@@ -79,9 +96,10 @@ def write_own(case: Case, files: Files, definition: Definition) -> None:
     tensors, told = _read(files.shared, _shared_facts(case), device)
     inputs = (tensors["q"], tensors["k"], tensors["v"])
     exact = Exact(tensors["exact"], told["mean_of_v"])
-    expected, gradients = _of_definition(case, inputs, definition, exact)
+    expected, gradients, plain_gradient = _of_definition(case, inputs, definition, exact)
     named = {f"gradient_{name}": x for name, x in zip(QKV_NAMES, gradients, strict=False)}
     facts = {**_own_facts(case, definition), "digest": told["digest"], "approximation": expected.approximation}
+    facts |= {"plain": expected.plain, "plain_gradient": plain_gradient}
     _write(files.own, {"own": expected.own, **named}, facts)
 
 
@@ -94,8 +112,8 @@ def read_reference(case: Case, files: Files, definition: Definition) -> Referenc
     # A copy: a variant may write into its inputs, and memory that is a file's is not what it is to be timed on.
     inputs = (shared["q"].clone(), shared["k"].clone(), shared["v"].clone())
     gradients = tuple(own[f"gradient_{name}"] for name in QKV_NAMES) if case.mode == "training" else ()
-    expected = Expected(own["own"], own_told["approximation"], told["mean_of_v"])
-    return Reference(inputs, told["digest"], expected, told["descriptors"], gradients)
+    expected = Expected(own["own"], own_told["approximation"], told["mean_of_v"], own_told["plain"])
+    return Reference(inputs, told["digest"], expected, told["descriptors"], gradients, own_told["plain_gradient"])
 
 
 def shared_bytes(problem: Problem) -> int:
@@ -128,14 +146,20 @@ def digest_of(tensors: Inputs) -> str:
 
 def _of_definition(
     case: Case, inputs: Inputs, definition: Definition, exact: Exact
-) -> tuple[Expected, tuple[Tensor, ...]]:
+) -> tuple[Expected, tuple[Tensor, ...], float]:
     problem, parameters = case.problem(), definition.resolve(case.parameters)
     own = oracle_rows(inputs, problem, definition, parameters, exact)
-    expected = Expected(own, distance(own, exact.rows), exact.mean_of_v)
-    if problem.mode != "training":
-        return expected, ()
+    training = problem.mode == "training"
     grad = output_gradient(problem, inputs[0])
-    return expected, oracle_gradients(inputs, grad, problem, definition, parameters)
+    gradients = oracle_gradients(inputs, grad, problem, definition, parameters) if training else ()
+    plain = plain_gradient = math.nan
+    if is_held_to_plain(problem, definition):
+        with Rounded(TORCH_DTYPES[problem.dtype]):
+            rounded = formula_rows(inputs, problem, definition, parameters)
+            others = oracle_gradients(inputs, grad, problem, definition, parameters) if training else ()
+        plain = distance(rounded, own)
+        plain_gradient = gradient_error(others, gradients) if training else math.nan
+    return Expected(own, distance(own, exact.rows), exact.mean_of_v, plain), gradients, plain_gradient
 
 
 def _rows_bytes(problem: Problem) -> int:

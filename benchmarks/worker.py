@@ -31,6 +31,7 @@ from benchmarks.machine import describe_machine, measure_ceilings
 from benchmarks.measurement import Case
 from benchmarks.memory import measure_cpu_bytes, measure_cuda_bytes, self_test, self_test_on_card
 from benchmarks.nvml import braked, read_card, underclocked
+from benchmarks.plain_precision import FACTOR, allowed
 from benchmarks.ranges import named_range
 from benchmarks.reference_files import (
     Files,
@@ -189,7 +190,7 @@ class Bench:
         first_seconds = self.call_seconds = time.perf_counter() - begin
         figures = self._proof(out, reference, problem) | {"descriptors": reference.descriptors}
         if problem.mode == "training":
-            figures["gradient_error"] = self._gradients(run, reference, problem, variant)
+            figures |= self._gradients(run, reference, problem, variant)
         del out, reference
         release_heap()
         if not timed:
@@ -342,6 +343,8 @@ class Bench:
             raise Failure("wrong", "the output holds infinities or NaN")
         if not errors.implementation <= tolerance:
             raise Failure("wrong", f"implementation error {errors.implementation:.2e} > {tolerance:.0e}")
+        plain = reference.expected.plain
+        _hold_to_plain("implementation error", errors.implementation, plain, tolerance, problem.dtype)
         if not errors.row_max <= ROW_FACTOR * tolerance:
             raise Failure("wrong", f"a row's implementation error {errors.row_max:.2e} > {ROW_FACTOR * tolerance:.0e}")
         return {
@@ -352,9 +355,12 @@ class Bench:
             "approximation_error": errors.approximation,
             "mean_of_v_error": errors.mean_of_v,
             "checked_rows": errors.rows,
+            "plain_error": known_or_none(plain),
         }
 
-    def _gradients(self, run: Callable[..., Tensor], reference: Reference, problem: Problem, variant: Variant) -> float:
+    def _gradients(
+        self, run: Callable[..., Tensor], reference: Reference, problem: Problem, variant: Variant
+    ) -> dict[str, float | None]:
         q, k, v = (x.detach().requires_grad_() for x in reference.inputs)
         out = canonical(run(*(canonical(x, variant.layout) for x in (q, k, v))), variant.layout)
         got = checked_gradients(out, (q, k, v), output_gradient(problem, q), checked_rows(problem))
@@ -362,7 +368,9 @@ class Bench:
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         if not error <= tolerance:
             raise Failure("wrong", f"gradient error {error:.2e} > {tolerance:.0e}")
-        return error
+        plain = reference.plain_gradient
+        _hold_to_plain("gradient error", error, plain, tolerance, problem.dtype)
+        return {"gradient_error": error, "plain_gradient_error": known_or_none(plain)}
 
     def _calls(
         self, run: Callable[..., Tensor], plain: tuple[Tensor, ...], problem: Problem, layout: str
@@ -431,6 +439,19 @@ def take_card(device: str) -> None:
     """Make it the present one, for kernels that ask for no other; nothing on a CPU."""
     if device != "cpu":
         torch.cuda.set_device(device)
+
+
+def known_or_none(value: float) -> float | None:
+    """As a row has it."""
+    return None if math.isnan(value) else value
+
+
+def _hold_to_plain(what: str, error: float, plain: float, tolerance: float, dtype: str) -> None:
+    """Raises `Failure` where it is more than twice what the plain formula errs in that type."""
+    if error > allowed(plain, tolerance, dtype):
+        raise Failure(
+            "wrong", f"{what} {error:.2e}, more than {FACTOR} times the plain formula's in {dtype}, {plain:.2e}"
+        )
 
 
 def limit_threads(problem: Problem, threads: int) -> None:

@@ -152,6 +152,29 @@ def test_a_slightly_wrong_answer_is_seen_in_float32(monkeypatch: pytest.MonkeyPa
     assert found["reason"].endswith("> 2e-05")
 
 
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_a_half_type_no_kernel_errs_more_than_twice_as_much_as_the_plain_formula(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, mode: str
+) -> None:
+    problem = Problem(tokens=100, heads=4, kv_heads=2, causal=True, dtype=dtype, mode=mode)
+    right = prepare("full/matmul", problem)
+    plain = right["plain_error"]
+    assert 0 < right["implementation_error"] <= 1.5 * plain  # this variant takes the same steps
+    assert (right.get("plain_gradient_error") is None) == (mode == "forward")
+
+    def blurred(run: Attention, _: Problem, *inputs: Tensor) -> Tensor:
+        return run(*inputs) * (1 + 2.5 * plain)
+
+    assert 3 * plain < IMPLEMENTATION_TOLERANCE[dtype]
+    install(monkeypatch, "full/matmul", blurred)
+    found = prepare("full/matmul", problem)
+    assert found["status"] == "wrong"
+    assert found["reason"].endswith(f"more than 2 times the plain formula's in {dtype}, {plain:.2e}")
+    longer = prepare("full/matmul", problem.with_(tokens=2**11, kv_tokens=2**11, heads=1, kv_heads=1))
+    assert longer["status"] == "ok" and longer["plain_error"] is None  # beyond what is cheap the tolerance must do
+
+
 @pytest.mark.parametrize("dtype", DTYPE_BYTES)
 def test_a_mask_from_the_wrong_corner_is_seen(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     right = load("full/matmul")
