@@ -793,7 +793,7 @@ def gpu(
 ) -> None:
     """Check and measure everything on a CUDA card, unattended: oracles, the named speeds, the landscape.
 
-    Exit status: 0; 1 where a kernel is wrong or a goal is missed; 2 on bad input, such as no card.
+    Exit status: 0; 1 where a kernel is wrong, or a goal is missed on an H200; 2 on bad input, such as no card.
 
     \b
     Example:
@@ -817,10 +817,11 @@ def gpu(
     with _refusing_requests(), refusing(ResultsError), ExitStack() as bars:
         done = run_suite(out, device, seconds, lambda name: bars.enter_context(progress_of(name)))
         interrupted = any(outcome.interrupted for _, outcome in done)
-        if interrupted and not holds_results(out):
+        machine = done[0][1].machine
+        if interrupted and not (machine and holds_results(out)):
             raise typer.Exit(INTERRUPTED)
-        found = read(out).of_machine(done[0][1].machine["key"])
-    reached = goals(found.rows)
+        found = read(out).of_machine(machine["key"])
+    reached = goals(found.rows, machine["gpu"]["name"])
     rows = decoded([row for _, outcome in done for row in outcome.rows])
     failed = [row for row in found.rows if row.status in ("wrong", "error")]  # what did not fit or end is no fault
     if as_json:

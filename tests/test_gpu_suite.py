@@ -1,5 +1,6 @@
 """What `attnscape gpu` would do on a card, and how it judges what was measured; nothing here needs one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import attnscape
 from benchmarks.campaign import Outcome, Request
 from benchmarks.gpu_suite import Stage, cuda_variants, proof_problems, run_suite, stages
-from reports.gpu_goals import Goal, goals
+from reports.gpu_goals import LENGTHS, Goal, goals
 from tests.results_builder import as_rows, case, line
 from variants import Problem
 from variants.catalogue import load, names
@@ -103,6 +104,24 @@ def test_the_plan_needs_no_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(stage.name in out for stage in stages("cuda"))
 
 
+@pytest.mark.parametrize(("name", "status"), [("NVIDIA H200", 1), ("NVIDIA A100-SXM4-80GB", 0)])
+def test_a_missed_goal_is_a_failure_on_the_card_that_it_is_named_for(
+    name: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = on_card("memory_efficient/sdpa_flash", 16384, 1.0, exact=True)
+    (tmp_path / "measurements.jsonl").write_text(json.dumps(slow) + "\n")
+    outcome = Outcome(machine={"key": slow["machine"], "gpu": {"name": name}})
+    monkeypatch.setattr("benchmarks.gpu_suite.run_suite", lambda *_: [(stages("cuda")[0], outcome)])
+    assert attnscape.main(["gpu", "--out", str(tmp_path)]) == status
+    assert ("named for an H200" in capsys.readouterr().out) is (status == 0)
+
+
+def test_ctrl_c_before_the_card_is_known_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "measurements.jsonl").write_text(json.dumps(on_card("full/matmul", 16384, 1.0)) + "\n")
+    monkeypatch.setattr("benchmarks.gpu_suite.run_suite", lambda *_: [(stages("cuda")[0], Outcome(interrupted=True))])
+    assert attnscape.main(["gpu", "--out", str(tmp_path)]) == attnscape.INTERRUPTED
+
+
 # ---- goals
 
 
@@ -113,8 +132,8 @@ def on_card(variant: str, tokens: int, seconds: float, *, exact: bool = False, *
     return line(a_case, exact=exact, seconds=seconds, useful_flops=4 * 16 * 128 * pairs)
 
 
-def judged(*lines: dict[str, Any]) -> dict[str, Goal]:
-    return {goal.name: goal for goal in goals(as_rows(lines))}
+def judged(*lines: dict[str, Any], card: str = "NVIDIA H200") -> dict[str, Goal]:
+    return {goal.name: goal for goal in goals(as_rows(lines), card)}
 
 
 def test_goals_are_open_without_figures() -> None:
@@ -146,19 +165,81 @@ def test_the_window_is_held_against_the_best_full_attention(factor: float, reach
     assert goal.found == f"{factor:.1f}× memory_efficient/sdpa_cudnn"
 
 
-def test_every_length_from_the_first_on_must_be_faster() -> None:
-    rows = []
-    for tokens, seconds in ((2048, 9.0), (4096, 0.9), (8192, 1.5)):
-        rows += [
-            on_card("memory_efficient/sdpa_flash", tokens, tokens / 4096, exact=True),
-            on_card("linear_scan/triton", tokens, seconds),
-            on_card("linear_scan/fla", tokens, seconds / 2),
-        ]
-    found = judged(*rows)
-    assert found["linear_scan, 4096 tokens and more"].reached is True  # the other kernel is fast enough
-    assert found["linear_scan/triton"].reached is False
-    assert found["linear_scan/triton"].found == "0.50× at 2048, 0.50× at 4096, 0.50× at 8192"
-    assert found["retention, 4096 tokens and more"].reached is None
+def side_by_side(speed: float = 2.0, **slower: float) -> list[dict[str, Any]]:
+    """At each planned length every linear kernel `speed` times as fast as exact, but those of `slower`."""
+    return [
+        on_card(variant, tokens, tokens / factor, exact=variant.startswith("memory"))
+        for tokens in (*LENGTHS, 32768)
+        for variant, factor in (
+            ("memory_efficient/sdpa_flash", 1.0),
+            *(
+                (f"{folder}/{kind}", slower.get(kind, speed))
+                for folder in ("linear_scan", "retention")
+                for kind in KINDS
+            ),
+            ("blockwise_low_rank/triton", speed),
+        )
+    ]
+
+
+KINDS = ("triton", "fla", "chunked")
+FASTER = ("linear_scan/triton, 4096 tokens and more", "retention/triton, 4096 tokens and more")
+LOW_RANK = "blockwise_low_rank/triton, 8192 tokens and more"
+
+
+def test_own_kernels_that_are_faster_at_every_length_reach_their_goals() -> None:
+    found = judged(*side_by_side())
+    assert all(found[name].reached is True for name in (*FASTER, LOW_RANK, "linear_scan/triton", "retention/triton"))
+    assert found[LOW_RANK].found == "2.00× at 8192, 2.00× at 16384, 2.00× at 32768"
+    assert found["linear_scan/triton"].found.startswith("1.00× at 4096, 1.00× at 8192")
+
+
+def test_another_kernel_of_the_definition_reaches_no_goal() -> None:
+    found = judged(*side_by_side(triton=0.9))
+    assert all(found[name].reached is False for name in FASTER)
+    assert found["retention/triton"].found.startswith("0.45× at 4096")
+    others = [row for row in side_by_side() if not row["case"]["variant"].endswith("/triton")]
+    assert all(goal.reached is not True for goal in judged(*others).values())
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_planned_length_is_needed(length: int) -> None:
+    def without_exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if row["case"]["tokens"] != length or not row["exact"]]
+
+    found = judged(*without_exact(side_by_side()))
+    for name in (*FASTER, *([LOW_RANK] if length >= 8192 else [])):
+        assert found[name].reached is None
+        assert found[name].found.endswith(f"; not measured together at {length}")
+    assert found["linear_scan/triton"].reached is True  # which needs no exact variant
+    assert judged(*without_exact(side_by_side(triton=0.9)))[FASTER[0]].reached is False
+
+
+def test_one_slow_length_misses() -> None:
+    for tokens in (*LENGTHS, 32768):
+        rows = [row for row in side_by_side() if row["case"]["variant"] != "retention/triton"]
+        mine = [on_card("retention/triton", at, at * (2.0 if at == tokens else 0.5)) for at in (*LENGTHS, 32768)]
+        found = judged(*rows, *mine)
+        assert found[FASTER[1]].reached is False and found["retention/triton"].reached is False
+
+
+def test_the_planned_lengths_are_the_suites() -> None:
+    by_name = {stage.name: stage for stage in stages("cuda")}
+    assert tuple(problem.length for problem in by_name["crossing"].problems) == LENGTHS
+    kernels = {f"{folder}/{kind}" for folder in ("linear_scan", "retention") for kind in ("triton", "fla")}
+    assert kernels | {"blockwise_low_rank/triton"} <= set(by_name["crossing"].variants)
+
+
+def test_grouped_heads_reach_no_goal() -> None:
+    rows = [row | {"case": row["case"] | {"kv_heads": 4}} for row in side_by_side()]
+    assert all(goal.reached is None for goal in judged(*rows).values())
+
+
+def test_another_card_is_held_to_nothing() -> None:
+    for rows in (side_by_side(), side_by_side(triton=0.9)):
+        found = judged(*rows, card="NVIDIA A100-SXM4-80GB")
+        assert all(goal.reached is None and goal.found.endswith("; named for an H200") for goal in found.values())
+        assert found["linear_scan/triton"].found.split(";")[0] == judged(*rows)["linear_scan/triton"].found
 
 
 def test_a_wrong_kernel_reaches_nothing() -> None:
