@@ -9,7 +9,7 @@ import torch
 
 import attnscape
 from benchmarks.campaign import Outcome, Request
-from benchmarks.gpu_suite import Stage, cuda_variants, proof_problems, run_suite, stages
+from benchmarks.gpu_suite import Stage, cuda_variants, further_problems, proof_problems, run_suite, stages
 from reports.gpu_goals import LENGTHS, Goal, goals
 from tests.results_builder import as_rows, case, line
 from variants import Problem
@@ -30,6 +30,9 @@ def test_every_variant_for_cuda_is_proven_and_mapped() -> None:
     assert [name.partition("/")[2] for name in first.variants[:5]] == ["triton"] * 5
     assert all(load(name).devices == ("cuda",) and name in gradients for name in first.variants)
     assert set(first.problems) <= set(by_name["right, with gradients"].problems)
+    further = by_name["right: further shapes"]
+    assert set(further.variants) == gradients and list(by_name)[4] == further.name  # after all other proofs
+    assert not set(further.problems) & set(by_name["right, with gradients"].problems)
     assert sum(stage.share for stage in by_name.values()) == pytest.approx(1.0)
     assert "local_window/tiled" in by_name["window"].variants
     assert by_name["window"].parameters == {"window": 2048}
@@ -51,6 +54,18 @@ def test_every_stage_can_be_planned() -> None:
     assert any(problem.group > 1 for problem in proof)
     assert any(problem.tokens != problem.kv_tokens for problem in proof)
     assert all(problem.tokens % 16 for problem in proof if problem.tokens not in (1, 1000))
+    further = {
+        (p.head_dim, p.dtype, p.causal) for p in further_problems("cuda") if p.group > 1 and p.mode == "training"
+    }
+    assert further == {(*shape, causal) for shape in ((96, "bfloat16"), (256, "float16")) for causal in (True, False)}
+
+
+@pytest.mark.parametrize("name", [name for name in cuda_variants() if name.endswith("/flash_attn_4")])
+def test_another_packages_kernel_is_proven_by_both_masks_and_with_grouped_heads(name: str) -> None:
+    others = {stage.name: stage for stage in stages("cuda")}["right: other packages"]
+    assert name in others.variants
+    assert {problem.causal for problem in others.problems} == {True, False}
+    assert any(problem.group > 1 for problem in others.problems)
 
 
 def test_the_landscape_is_whole_and_goes_curve_by_curve() -> None:
