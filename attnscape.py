@@ -875,7 +875,10 @@ def compare(
         if Path(name).exists():
             found = read(Path(name)).of_machine(machine)
             return readings_of_rows(name, found.rows)
-        return readings_of_commit(read_commits(asv, machine), name)
+        try:
+            return readings_of_commit(read_commits(asv, machine), name)
+        except ResultsError as error:
+            raise ResultsError(f"{name} is no file or folder, nor known as a commit: {error}") from error
 
     _require_positive(margin=margin)
     with refusing(ResultsError):

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,10 +73,11 @@ def read_commits(folder: Path, machine: str | None = None) -> list[Commit]:
 
 def _read(file: Path) -> _File:
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=_File)
+        # asv writes n/a as a bare NaN, which is no JSON to msgspec.
+        found = msgspec.convert(json.loads(file.read_bytes()), type=_File)
     except OSError as error:
         raise ResultsError(f"cannot read {file}: {error.strerror}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors, and so are those of the encoding
         raise ResultsError(f"{file} is no result of asv: {error}") from error
     if found.version != VERSION:
         raise ResultsError(f"{file} is of version {found.version} of asv's format; version {VERSION} is understood")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from asv.util import write_json
 
 import attnscape
 from reports.asv_results import read_commits, readings_of_commit
@@ -285,11 +286,10 @@ def commit_of(number: int) -> str:
 
 
 def asv_folder(folder: Path, ratios: Sequence[float], failing_from: int = 10**6) -> Path:
-    """asv's results of as many commits as ratios."""
+    """asv's results of as many commits as ratios, in the bytes that asv writes: n/a is a bare NaN."""
     for number, ratio in enumerate(ratios):
         commit = commit_of(number)
         content = {
-            "version": 2,
             "commit_hash": commit,
             "env_name": "existing",
             "date": 1_700_000_000_000 + number,
@@ -306,8 +306,7 @@ def asv_folder(folder: Path, ratios: Sequence[float], failing_from: int = 10**6)
             },
         }
         file = folder / "box" / f"{commit[:8]}-existing.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content).replace("NaN", "null"), "utf-8")
+        write_json(str(file), content, 2, compact=True)
     (folder / "box" / "machine.json").write_text("{}", "utf-8")
     return folder
 
@@ -338,6 +337,26 @@ def test_the_history_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert "is no result of asv" in refusal(capsys, "history", "--asv", folder)
     (folder / "box" / "zzz.json").write_text('{"version": 1}', "utf-8")
     assert "version 1 of asv's format" in refusal(capsys, "history", "--asv", folder)
+
+
+def test_na_is_read_as_asv_writes_it(tmp_path: Path) -> None:
+    folder = asv_folder(tmp_path, [1.0])
+    (file,) = folder.glob("box/*-existing.json")
+    assert "[4000000.0, NaN]" in file.read_text("utf-8")
+    (commit,) = read_commits(folder)
+    found = {(place.benchmark.partition("track_")[2], place.parameters[1:]): x for place, x in commit.figures.items()}
+    assert found == {("ratio", ("8",)): 1.0, ("peak_memory", ("8",)): 4e6, ("lengths_not_running", ()): 0.0}
+
+
+def test_compare_says_that_a_side_is_neither_a_folder_nor_a_commit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = write(tmp_path / "before", landscape())
+    said = refusal(capsys, "compare", before, "nosuch", "--asv", tmp_path / "none")
+    assert "nosuch is no file or folder, nor known as a commit: no results of asv in" in said
+    folder = asv_folder(tmp_path / "asv", [1.0])
+    said = refusal(capsys, "compare", before, "nosuch", "--asv", folder)
+    assert "nosuch is no file or folder, nor known as a commit: no results of commit nosuch; there are" in said
 
 
 def test_two_commits_of_asv_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
