@@ -7,6 +7,8 @@ all variants with the project's own instrument, interleaved, and the benchmarks 
 Under asv this package is the working tree's, whatever commit is installed, and `variants` is the commit's. The
 parameters therefore come from the files beside this folder and not from the installed package: asv passes a
 parameter's index, so that an older list would file one variant's figures under another's name.
+
+`-E existing` files under a commit whatever `variants` is found: the import of this module refuses one from elsewhere.
 """
 
 import logging
@@ -14,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
@@ -62,6 +65,34 @@ Points = dict[tuple[str, str, int], Point]
 """By device, variant and log2 of the length; what was not to be measured is missing."""
 
 LOG: Final = logging.getLogger(__name__)
+
+
+def foreign_variants(found: Path | None) -> str:
+    """Why asv must not measure the `variants` found in that folder, in one line; empty where it may.
+
+    In an environment of asv's own they are the commit's, and lie in it; else they must be those beside this package.
+    """
+    made_by_asv = os.environ.get("ASV_ENV_DIR")
+    right = Path(made_by_asv) if made_by_asv else FOLDER
+    if found is None or found.resolve().is_relative_to(right.resolve()):
+        return ""
+    if made_by_asv:
+        return f"`variants` comes from {found} and not from asv's environment {right}: unset ASV_PYTHONPATH"
+    return (
+        f"`variants` comes from {found} and not from this checkout: "
+        f"install the checkout (pip install -e .), or set ASV_PYTHONPATH={FOLDER.parent}"
+    )
+
+
+def _variants_found() -> Path | None:
+    """The folder that `import variants` would take, without the import; None where there is none."""
+    spec = find_spec("variants")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
+if _fault := foreign_variants(_variants_found()):
+    raise SystemExit(_fault)  # asv then files nothing; an error later would be filed as the commit's failure
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

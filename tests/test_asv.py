@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -219,7 +220,8 @@ def site(tmp_path: Path) -> Path:
 def run_in(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """With the working tree as the current directory, which must not matter."""
     command = [sys.executable, str(site / "script.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    environment = {**os.environ, "ASV_ENV_DIR": str(site)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 
 def test_the_instrument_is_the_working_trees_and_the_variants_are_the_commits(site: Path) -> None:
@@ -239,6 +241,29 @@ def test_without_asvs_importer_the_commits_instrument_is_seen(site: Path) -> Non
     done = run_in(site)
     assert done.returncode == 1
     assert "the instrument of the commit" in done.stderr
+
+
+def test_variants_from_elsewhere_are_refused_before_anything_is_filed(site: Path) -> None:
+    command = [sys.executable, str(asv_script()), "discover", str(ROOT / "benchmarks"), str(site / "found.json")]
+    environment = {"ASV_PYTHONPATH": str(site)}  # as `-E existing`, which tells nothing of itself
+    done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert f"`variants` comes from {site / 'variants'} and not from this checkout" in done.stderr
+    assert f"ASV_PYTHONPATH={ROOT}" in done.stderr
+    assert (site / "found.json").read_text("utf-8") == ""
+
+
+def test_variants_are_the_checkouts_or_those_of_asvs_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "lib/variants"
+    monkeypatch.delenv("ASV_ENV_DIR", raising=False)
+    assert attention.foreign_variants(ROOT / "variants") == ""
+    assert "not from this checkout" in attention.foreign_variants(installed)
+    monkeypatch.setenv("ASV_ENV_DIR", str(tmp_path))
+    assert attention.foreign_variants(installed) == ""
+    assert attention.foreign_variants(None) == ""  # a commit that has none: it fails by itself
+    assert "unset ASV_PYTHONPATH" in attention.foreign_variants(ROOT / "variants")
 
 
 # ---- asv's environments

@@ -6,6 +6,7 @@ commit to see a lasting step.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from reports.asv_results import read_commits
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 12
@@ -174,6 +177,27 @@ def regressions(html: Path) -> dict[str, set[str]]:
     hashes = json.loads((html / "index.json").read_text("utf-8"))["revision_to_hash"]
     found: list[Any] = json.loads((html / "regressions.json").read_text("utf-8"))["regressions"]
     return {name.removeprefix("attention.Cpu."): {hashes[str(jump[1])] for jump in jumps} for name, *_, jumps in found}
+
+
+@pytest.mark.slow
+def test_without_a_card_the_checkout_as_it_is_has_no_figure_of_cuda(tmp_path: Path) -> None:
+    name = "memory_efficient/flash_attn_2"  # nothing to measure on the processor either
+    repository = Repository(tmp_path / "repository")
+    repository.commit(HISTORY[0], 0)
+    repository.environment |= {
+        "ASV_PYTHONPATH": str(repository.folder),
+        "ATTNSCAPE_ASV_VARIANTS": name,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    repository.asv("machine", "--yes")
+    # A failure would end it with 2.
+    repository.asv("run", "-E", "existing", "--set-commit-hash", "main", "--bench", rf"Cuda\..*\('{name}'")
+    (file,) = (repository.folder / ".asv/results").glob("*/*-existing-*.json")
+    results = json.loads(file.read_bytes())["results"]
+    assert {benchmark.partition(".track_")[0] for benchmark in results} == {"attention.Cuda"}
+    assert all(math.isnan(value) for values, *_ in results.values() for value in values if value is not None)
+    (commit,) = read_commits(repository.folder / ".asv/results")
+    assert commit.figures == {}
 
 
 @pytest.mark.slow
