@@ -12,6 +12,11 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import Final
 
+from reports.interpolation import Figure, time_at
+
+Chord = Callable[[Mapping[int, float], int], Figure]
+"""A figure between two lengths from those at both."""
+
 LEVEL: Final = 0.9
 PRIOR_SCORES: Final = 20
 """As many curves are worth what is believed of a band before any curve of the machine is seen."""
@@ -26,12 +31,13 @@ def pooled_quantile(scores: Iterable[float], prior: float = 1.0) -> float:
     return found[min(math.ceil(LEVEL * (len(found) + 1)), len(found)) - 1]
 
 
-def spread(curves: Iterable[Mapping[int, float]], prior: float = SPREAD) -> float:
+def spread(curves: Iterable[Mapping[int, float]], prior: float = SPREAD, chord: Chord = time_at) -> float:
     """What a chord between two neighbours misses per doubling between them, as a natural logarithm.
 
-    Each inner point of each curve is held against the chord of its two neighbours.
+    Each inner point of each curve that is not zero is held against the chord of its two neighbours, which is drawn
+    as figures between lengths are.
     """
-    return pooled_quantile((miss for curve in curves for miss in _missed_by_chords(curve)), prior)
+    return pooled_quantile((miss for curve in curves for miss in _missed_by_chords(curve, chord)), prior)
 
 
 def own_score(
@@ -47,12 +53,11 @@ def own_score(
     return abs(math.log(points[last] / value)) / half_band
 
 
-def _missed_by_chords(curve: Mapping[int, float]) -> Iterable[float]:
-    known = [(math.log2(length), math.log(value)) for length, value in sorted(curve.items()) if value > 0]
-    for (before, at), (_, after) in zip(pairwise(known), pairwise(known[1:]), strict=False):
-        share = (at[0] - before[0]) / (after[0] - before[0])
-        chord = before[1] + share * (after[1] - before[1])
-        yield abs(at[1] - chord) / (after[0] - before[0])
+def _missed_by_chords(curve: Mapping[int, float], chord: Chord) -> Iterable[float]:
+    for (before, at), (_, after) in zip(pairwise(sorted(curve)), pairwise(sorted(curve)[1:]), strict=False):
+        expected = chord({before: curve[before], after: curve[after]}, at).value
+        if curve[at] > 0 and expected > 0:
+            yield abs(math.log(curve[at] / expected)) / math.log2(after / before)
 
 
 @cache

@@ -9,7 +9,17 @@ from typing import Final, TypedDict
 
 import msgspec
 
-from reports.interpolation import LATEST, Figure, OutOfRange, bytes_at, error_at, error_beyond, neighbours, time_at
+from reports.interpolation import (
+    LATEST,
+    ROUNDING,
+    Figure,
+    OutOfRange,
+    bytes_at,
+    error_at,
+    error_beyond,
+    neighbours,
+    time_at,
+)
 from reports.question import Limit
 from reports.records import Row
 from reports.shape import Shape
@@ -146,6 +156,8 @@ class Curve:
         kind, sides, gap = self._error_sides(length, inputs)
         at = error_at if not sides or length <= max(sides) else error_beyond
         try:
+            if at is error_beyond and not self.exact:
+                _require_trend(sides)
             implementation, approximation, mean_of_v = (_figure(sides, length, at, name) for name in ERRORS)
         except OutOfRange as error:
             implementation = approximation = mean_of_v = None
@@ -277,6 +289,13 @@ def _figure(
     if not values or any(value is None for value in values.values()):
         return None
     return at(values, length)
+
+
+def _require_trend(sides: Mapping[int, Row]) -> None:
+    """Raise `OutOfRange` where an approximation was exact so far: nothing tells from which length it is not."""
+    last = max(sides)
+    if (sides[last].approximation_error or 0.0) <= ROUNDING:
+        raise OutOfRange(f"exact up to rounding at {last} tokens, which says nothing of longer ones")
 
 
 def _banded(sides: Mapping[int, Row], length: int, name: str) -> Figure | None:

@@ -11,7 +11,7 @@ from reports.calibration import LEVEL, spread
 from reports.cards import Card
 from reports.curve import TIMED_INPUTS, Curve, Figures, Reason, Unavailable, failures
 from reports.declared_costs import Declare, DeclaredCosts
-from reports.interpolation import Figure
+from reports.interpolation import ROUNDING, Figure, error_at
 from reports.records import Row
 from reports.shape import Shape
 
@@ -148,13 +148,12 @@ class Forecast:
         return spread(curve.seconds() for curve in self.curves)
 
     def _error_spread(self, inputs: str | None) -> float:
-        rows = (curve.rows(inputs or TIMED_INPUTS).items() for curve in self.curves)
-        errors = ({at: row.approximation_error or row.implementation_error or 0.0 for at, row in one} for one in rows)
-        return spread(errors, ERROR_SPREAD)
+        return spread((_errors(curve, inputs or TIMED_INPUTS) for curve in self.curves), ERROR_SPREAD, error_at)
 
     @cached_property
     def _memory_spread(self) -> float:
-        sizes = ({at: float(row.total_bytes or 0) for at, row in curve.rows().items()} for curve in self.curves)
+        rows = (curve.rows().items() for curve in self.curves)
+        sizes = ({at: float(row.total_bytes) for at, row in one if row.total_bytes} for one in rows)
         return spread(sizes, MEMORY_SPREAD)
 
     @cached_property
@@ -180,6 +179,13 @@ class Forecast:
 
 def _timed(curve: Curve) -> dict[int, Row]:
     return {at: row for at, row in curve.rows().items() if row.status == "ok" and row.seconds is not None}
+
+
+def _errors(curve: Curve, inputs: str) -> dict[int, float]:
+    """The error that makes most of the distance from exact attention, by length, without what is only rounding."""
+    name = "implementation_error" if curve.exact else "approximation_error"
+    known = {at: getattr(row, name) for at, row in curve.rows(inputs).items()}
+    return {at: value for at, value in known.items() if value is not None and (curve.exact or value > ROUNDING)}
 
 
 def _noise(rows: Iterable[Row]) -> float:

@@ -4,14 +4,16 @@ Time and memory follow the straight line between their two neighbours on log-log
 powers of the length, which both are, is convex on such axes: the line is exact for a pure power and
 otherwise lies above the curve, so that a figure is rather too large than too small. Where one
 neighbour is zero the line is drawn on linear axes. Errors are linear in the logarithm of the length;
-beyond the last length they go on as they went from doubling to doubling.
+beyond the last length they go on as they went from doubling to doubling. An approximation may be exact up to
+some length, as a window is that covers the whole sequence: between that and a real error the band is from the
+one to the other, and what rounding does says nothing of a trend.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from typing import Final, Literal
 
 Provenance = Literal["measured", "interpolated", "extrapolated", "transferred"]
@@ -21,6 +23,10 @@ FURTHEST: Final = 4
 
 LATEST: Final = 3
 """The trend of an error is that of this many of its last lengths."""
+
+ROUNDING: Final = 1e-12
+"""At most this is no approximation but rounding: the float64 oracles of one function differ by less than 1e-15,
+and the least error of any approximation that was measured is 2e-6."""
 
 ERROR_DRIFT: Final = 0.25
 """The least that an error may change with each doubling, either way: with it nine of ten stayed inside."""
@@ -93,7 +99,11 @@ def error_at(errors: Mapping[int, float], length: int) -> Figure:
     below, above = neighbours(errors, length)
     if below == above:
         return Figure(errors[length])
-    return Figure(_between(errors[below], errors[above], _log_share(below, above, length)), "interpolated")
+    value = _between(errors[below], errors[above], _log_share(below, above, length))
+    least, most = sorted((errors[below], errors[above]))
+    if least <= ROUNDING < most:
+        return Figure(value, "interpolated", least, most)
+    return Figure(value, "interpolated")
 
 
 def error_beyond(errors: Mapping[int, float], length: int) -> Figure:
@@ -101,15 +111,18 @@ def error_beyond(errors: Mapping[int, float], length: int) -> Figure:
 
     The value goes on with half of the last change per doubling, since errors level off; the band reaches from
     the strongest fall of the last lengths to their strongest rise. Raises `OutOfRange` beyond four times the
-    last length, or with fewer than three lengths.
+    last length, with fewer than three lengths, or where it was exact up to the last one or the one before.
     """
     known = sorted(errors.items())[-LATEST:]
     if len(known) < 3 or length > FURTHEST * known[-1][0]:
         span = f"measured up to {known[-1][0]} tokens" if known else "measured at no length"
         raise OutOfRange(f"{span}, not at {length}")
     last, error = known[-1]
-    if min(value for _, value in known) <= 0:
+    if max(value for _, value in known) <= ROUNDING:
         return Figure(error, "extrapolated", min(errors.values()), max(errors.values()))
+    known = list(dropwhile(lambda one: one[1] <= ROUNDING, known))
+    if len(known) < 2 or min(value for _, value in known) <= ROUNDING:
+        raise OutOfRange(f"exact up to rounding at some of the last {LATEST} lengths, so that no trend is known")
     changes = [math.log(b / a) / math.log2(after / before) for (before, a), (after, b) in pairwise(known)]
     doublings = math.log2(length / last)
     low, high = min(-ERROR_DRIFT, *changes), max(ERROR_DRIFT, *changes)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from benchmarks.declarations import declared_costs
@@ -15,7 +16,7 @@ from reports.choice import Budget, Question, choose
 from reports.cost_model import TimeModel, calibrated
 from reports.curve import Unavailable, curves
 from reports.declared_costs import DeclaredCosts, declare_nothing
-from reports.interpolation import Figure, OutOfRange, error_beyond
+from reports.interpolation import Figure, OutOfRange, error_at, error_beyond
 from reports.records import Row
 from reports.shape import Shape
 from tests import results_builder as builder
@@ -187,6 +188,8 @@ def test_interpolated_bands_hold_what_chords_of_these_curves_miss() -> None:
 def test_the_spread_of_chords_is_counted_by_hand() -> None:
     bent = {256: 1.0, 512: 4.0, 1024: 4.0}
     assert spread([bent] * 1000) == pytest.approx(math.log(2) / 2)
+    assert spread([bent] * 1000, chord=error_at) == pytest.approx(math.log(4 / 2.5) / 2)
+    assert spread([bent, {256: 1.0, 512: 0.0, 1024: 1.0}] * 1000) == spread([bent] * 1000)
     assert spread([]) == spread([{1: 1.0}]) == pooled_quantile([], 0.08)
 
 
@@ -256,6 +259,56 @@ def test_errors_go_on_by_half_of_their_last_change() -> None:
     for errors, length in (({256: 0.1, 512: 0.1, 1024: 0.1}, 4097), ({256: 0.1, 512: 0.1}, 1024), ({}, 5)):
         with pytest.raises(OutOfRange, match=f"not at {length}"):
             error_beyond(errors, length)
+
+
+# ---- approximations that are exact up to some length
+
+
+def with_a_window(errors: dict[int, float]) -> list[Row]:
+    """The landscape with these errors of the window by length."""
+    return [
+        msgspec.structs.replace(row, approximation_error=errors[row.case.length])
+        if row.case.variant == "local_window/tiled"
+        else row
+        for row in LANDSCAPE
+    ]
+
+
+def test_rounding_is_no_error_that_widens_the_bands_of_all() -> None:
+    exact_at_first = with_a_window({256: 1.8e-16, 512: 0.25, 1024: 0.31, 2048: 0.35, 4096: 0.4})
+    windows = [row for row in exact_at_first if row.case.variant == "local_window/tiled"]
+    cases = [(row, msgspec.structs.replace(row.case, variant=f"local_window/{n}")) for n in range(6) for row in windows]
+    many = [*exact_at_first, *(msgspec.structs.replace(row, case=case) for row, case in cases)]
+    found = named(ask(many, 600, Budget(max_error=0.32)), "blockwise_low_rank/merged")
+    assert not found.doubts
+    assert found.figures.error is not None and found.figures.error.most < 1.1 * found.figures.error.value
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1.8e-16])
+def test_between_exact_and_approximate_the_band_is_from_the_one_to_the_other(rounding: float) -> None:
+    found = error_at({256: rounding, 1024: 0.25}, 512)
+    assert (found.value, found.low, found.high) == (pytest.approx(0.125), rounding, 0.25)
+    assert error_at({256: rounding, 1024: rounding}, 512).low is None
+    rows = with_a_window({256: rounding, 512: 0.25, 1024: 0.31, 2048: 0.35, 4096: 0.4})
+    error = named(ask(rows, 300), "local_window/tiled").figures.error
+    assert error is not None and error.least < 1e-6 and error.value < 0.1 and 0.25 <= error.most < 0.26
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1.8e-16])
+def test_rounding_is_no_part_of_the_trend_of_an_error(rounding: float) -> None:
+    found = error_beyond({256: rounding, 512: 0.25, 1024: 0.3}, 2048)
+    assert found.value == pytest.approx(0.3 * math.sqrt(1.2))
+    assert (found.low, found.high) == (pytest.approx(0.3 * math.exp(-0.25)), pytest.approx(0.3 * math.exp(0.25)))
+    for errors in ({256: rounding, 512: rounding, 1024: 0.3}, {256: 0.3, 512: 0.3, 1024: rounding}):
+        with pytest.raises(OutOfRange, match="exact up to rounding at some of the last 3 lengths"):
+            error_beyond(errors, 2048)
+
+
+def test_what_was_exact_so_far_need_not_be_beyond() -> None:
+    rows = with_a_window(dict.fromkeys(LENGTHS, 1.8e-16))
+    assert "exact up to rounding at 4096 tokens" in reason(ask(rows, 8192, Budget(max_error=0.5)), "local_window/tiled")
+    exact = named(ask(rows, 8192, Budget(max_error=0.5)), "memory_efficient/chunked").figures
+    assert exact.error is not None and exact.error.value < 1e-6
 
 
 # ---- where pairs come from
