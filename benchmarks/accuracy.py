@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from benchmarks.call_contract import require_gradients
 from variants import Problem
 from variants.definition import Definition, Parameters
 from variants.full import DEFINITION as EXACT
@@ -139,10 +140,12 @@ def measure_gradient_error(
 
 
 def checked_gradients(out: Tensor, inputs: Inputs, grad: Tensor, rows: Int64[Tensor, " rows"]) -> tuple[Tensor, ...]:
-    """The gradients of q, k and v, where only those rows of the output carry one."""
+    """The gradients of q, k and v, where only those rows of the output carry one. Raises `BrokenContract`."""
     picked = torch.zeros_like(grad)
     picked[:, :, rows] = grad[:, :, rows]
-    return torch.autograd.grad(out, inputs, picked)
+    found = torch.autograd.grad(out, inputs, picked, allow_unused=True)
+    require_gradients(found)
+    return found
 
 
 def oracle_gradients(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.accuracy import Errors, checked_gradients, checked_rows, errors_of, gradient_error
 from benchmarks.allocator import release_heap, retain_heap
+from benchmarks.call_contract import BrokenContract, WatchedCalls
 from benchmarks.clock import (
     CPU_TIMER,
     CUDA_TIMER,
@@ -183,20 +184,16 @@ class Bench:
         run = built[0]
         inputs, self.call, self.ranged_call = self._calls(run, reference.inputs, problem, variant.layout)
         self.ran = getattr(run, "ran", "")
-        # One call that is not timed serves the proof; it also compiles whatever compiles.
-        begin = time.perf_counter()
-        out = canonical(run(*inputs), variant.layout)
-        wait_for(problem)
-        first_seconds = self.call_seconds = time.perf_counter() - begin
-        figures = self._proof(out, reference, problem) | {"descriptors": reference.descriptors}
-        if problem.mode == "training":
-            figures |= self._gradients(run, reference, problem, variant)
-        del out, reference
+        try:
+            figures, least_seconds = self._prove(run, inputs, reference, problem, variant.layout)
+        except BrokenContract as broken:
+            raise Failure("wrong", str(broken)) from broken
+        del reference
         release_heap()
         if not timed:
             return figures | {"call_seconds": self.call_seconds}
         torch.set_num_threads(threads)
-        seconds = self._warm_up(problem, first_seconds)
+        seconds = self._warm_up(problem, least_seconds)
         # Before the clock, whose buffer is no memory of the call.
         peak_bytes, _, reserved_bytes = self._bytes(self._counted_call, problem)
         self._set_clock(problem, calls_for(seconds), seconds)
@@ -358,13 +355,34 @@ class Bench:
             "plain_error": known_or_none(plain),
         }
 
+    def _prove(
+        self, run: Any, inputs: tuple[Tensor, ...], reference: Reference, problem: Problem, layout: str
+    ) -> tuple[dict[str, Any], float]:
+        """Figures of the first output, and the seconds of the fastest call; a later call must be as right as that.
+
+        None of these calls is timed; the first compiles whatever compiles. Raises `BrokenContract`.
+        """
+        calls = WatchedCalls(run, inputs, training=problem.mode == "training", wait=partial(wait_for, problem))
+        figures = self._proof(canonical(calls.once(), layout), reference, problem)
+        calls.require_dependence()
+        calls.spoil()
+        out = canonical(calls.once(), layout)
+        try:
+            self._proof(out, reference, problem)
+        except Failure as failure:
+            raise Failure(failure.status, f"in a later call: {failure.reason}") from failure
+        if problem.mode == "training":
+            figures |= self._gradients(out, inputs, reference, problem, layout)
+            calls.require_inputs()
+        self.call_seconds = calls.total_seconds
+        return figures | {"descriptors": reference.descriptors}, calls.least_seconds
+
     def _gradients(
-        self, run: Callable[..., Tensor], reference: Reference, problem: Problem, variant: Variant
+        self, out: Tensor, inputs: tuple[Tensor, ...], reference: Reference, problem: Problem, layout: str
     ) -> dict[str, float | None]:
-        q, k, v = (x.detach().requires_grad_() for x in reference.inputs)
-        out = canonical(run(*(canonical(x, variant.layout) for x in (q, k, v))), variant.layout)
-        got = checked_gradients(out, (q, k, v), output_gradient(problem, q), checked_rows(problem))
-        error = gradient_error(got, reference.gradients)
+        q, k, v = inputs
+        found = checked_gradients(out, (q, k, v), output_gradient(problem, q), checked_rows(problem))
+        error = gradient_error(tuple(canonical(x, layout) for x in found), reference.gradients)
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         if not error <= tolerance:
             raise Failure("wrong", f"gradient error {error:.2e} > {tolerance:.0e}")

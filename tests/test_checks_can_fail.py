@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import memory, worker
+from benchmarks import call_contract, memory, worker
 from benchmarks.accuracy import (
     checked_rows,
     gradient_error,
@@ -25,6 +25,7 @@ from tests.ready_variants import draw
 from variants import Problem
 from variants.catalogue import load
 from variants.definition import Definition
+from variants.dtypes import TORCH_DTYPES
 from variants.problem import DTYPE_BYTES
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE
 from variants.variant import Attention, Variant
@@ -33,15 +34,21 @@ Wrong = Callable[[Attention, Problem, Tensor, Tensor, Tensor], Tensor]
 """A wrong answer, made from the right implementation and the inputs."""
 
 
-def install(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Wrong) -> None:
-    """Let the instrument find a variant whose answers are wrong."""
+def install(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[..., Any], layout: str = "bhnd") -> None:
+    """Let the instrument find a variant whose answers are wrong, in the layout that it asks for."""
     right = load(name)
 
     def build(problem: Problem, **parameters: int) -> Attention:
         run = right.build(problem, **parameters)
-        return lambda q, k, v: wrong(run, problem, q, k, v)
+        if layout == "bhnd":
+            return lambda q, k, v: wrong(run, problem, q, k, v)
 
-    monkeypatch.setattr(worker, "load", lambda _: replace(right, build=build))
+        def swapped(*inputs: Tensor) -> Tensor:
+            return run(*(x.transpose(1, 2) for x in inputs)).transpose(1, 2)
+
+        return lambda q, k, v: wrong(swapped, problem, q, k, v)
+
+    monkeypatch.setattr(worker, "load", lambda _: replace(right, build=build, layout=layout))
 
 
 def prepare(name: str, problem: Problem, **parameters: int) -> dict[str, Any]:
@@ -278,6 +285,169 @@ def test_an_output_where_nothing_is_seen_must_be_nought() -> None:
     definition = load("full/matmul").definition
     assert measure_errors(torch.zeros(1, 1, 3, 2), inputs, problem, definition, {}).implementation == 0
     assert measure_errors(torch.ones(1, 1, 3, 2), inputs, problem, definition, {}).implementation > 1
+
+
+# ---- later calls, and what every call must keep to
+
+
+def from_the_second_call_on(spoil: Callable[[Tensor], Tensor], *, every: int = 1) -> Wrong:
+    """Right once; then changed, at every second call with `every=2`."""
+    made: list[None] = []
+
+    def wrong(run: Attention, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        made.append(None)
+        out = run(q, k, v)
+        return spoil(out) if len(made) > 1 and (len(made) - 1) % every == 0 else out
+
+    return wrong
+
+
+def kept(*, copy: bool) -> Wrong:
+    """The first output again, or copies of it."""
+    outs: list[Tensor] = []
+
+    def wrong(run: Attention, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        outs.append(outs[0] if outs else run(q, k, v))
+        return outs[0].clone() if copy else outs[0]
+
+    return wrong
+
+
+def one_buffer() -> Wrong:
+    """Right, in memory that the call before has given away."""
+    buffer = torch.empty(0)
+    return lambda run, _, q, k, v: buffer.resize_(q.shape).copy_(run(q, k, v))
+
+
+def emptying(index: int, amount: float) -> Wrong:
+    def wrong(run: Attention, problem: Problem, *inputs: Tensor) -> Tensor:
+        out = run(*inputs)
+        inputs[index].mul_(amount)
+        return out
+
+    return wrong
+
+
+def sorting(run: Attention, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Right every time, since the order of keys is nothing to full attention."""
+    out = run(q, k, v)
+    k.copy_(k.flip(2))
+    v.copy_(v.flip(2))
+    return out
+
+
+def input_itself(run: Attention, problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.copy_(run(q, k, v))
+
+
+Making = Callable[[], Wrong]
+LATER: dict[str, tuple[Making, str]] = {
+    "half as much again": (
+        lambda: from_the_second_call_on(lambda out: 1.5 * out),
+        "in a later call: implementation error 5",
+    ),
+    "noughts": (
+        lambda: from_the_second_call_on(torch.zeros_like, every=2),
+        "in a later call: implementation error 1.00e+00",
+    ),
+    "itself": (lambda: kept(copy=False), "returned the memory of an earlier output; each output must have its own"),
+    "copies": (lambda: kept(copy=True), "returned its first output again, though v was another"),
+    "buffer": (one_buffer, "returned the memory of an earlier output; each output must have its own"),
+    "empties": (lambda: emptying(2, 0.0), "changed its input v"),
+    "doubles": (lambda: emptying(0, 2.0), "changed its input q"),
+    "sorts": (lambda: sorting, "changed its input k, v"),
+    "into q": (lambda: input_itself, "returned the memory of q; each output must have its own"),
+}
+
+
+@pytest.mark.parametrize("layout", ["bhnd", "bnhd"])
+@pytest.mark.parametrize(("making", "said"), LATER.values(), ids=LATER)
+def test_a_call_that_goes_wrong_later_or_touches_what_is_not_its_own_is_seen(
+    monkeypatch: pytest.MonkeyPatch, making: Making, said: str, layout: str
+) -> None:
+    install(monkeypatch, "full/matmul", making(), layout)
+    found = prepare("full/matmul", Problem(tokens=48, heads=4))
+    assert (found["status"], found["reason"][: len(said)]) == ("wrong", said)
+
+
+def test_an_output_that_is_kept_is_seen_without_a_call_on_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_contract, "DEPENDENCE_UP_TO_SECONDS", -1.0)
+    install(monkeypatch, "full/matmul", kept(copy=False))
+    assert prepare("full/matmul", Problem(tokens=48, heads=4))["status"] == "wrong"
+    install(monkeypatch, "full/matmul", from_the_second_call_on(torch.zeros_like))
+    assert prepare("full/matmul", Problem(tokens=48, heads=4))["status"] == "wrong"
+
+
+def test_an_output_of_noughts_may_come_again() -> None:
+    assert prepare("full/matmul", Problem(tokens=5, kv_tokens=0))["status"] == "ok"
+
+
+Spoil = Callable[[Tensor], Any]
+FORMS: dict[str, tuple[Spoil, str]] = {
+    "row": (lambda out: out[:, :, 1:], "returned (1, 8, 63, 64) float32; must be (1, 8, 64, 64) float32"),
+    "dtype": (lambda out: out.double(), "returned (1, 8, 64, 64) float64; must be (1, 8, 64, 64) float32"),
+    "both": (lambda out: out[:, :, 1:].double(), "returned (1, 8, 63, 64) float64; must be (1, 8, 64, 64) float32"),
+    "axis": (lambda out: out[0], "returned (8, 64, 64) float32; must be (1, 8, 64, 64) float32"),
+    "none": (lambda _: None, "returned None; must be (1, 8, 64, 64) float32"),
+    "tuple": (lambda out: (out, out), "returned a tuple; must be (1, 8, 64, 64) float32"),
+    "device": (lambda out: out.to("meta"), "returned a tensor on meta; must be on cpu"),
+}
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize(("spoil", "said"), FORMS.values(), ids=FORMS)
+def test_an_output_of_another_form_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, spoil: Spoil, said: str, mode: str
+) -> None:
+    install(monkeypatch, "full/matmul", lambda run, _, *inputs: spoil(run(*inputs)))
+    found = prepare("full/matmul", Problem(tokens=64, mode=mode))
+    assert found == {"status": "wrong", "reason": said}
+
+
+def test_a_builder_that_returns_nothing_to_be_called_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = load("full/matmul")
+    monkeypatch.setattr(worker, "load", lambda _: replace(right, build=lambda _: None))
+    found = prepare("full/matmul", Problem(tokens=8))
+    said = "the builder returned None; must be what is called with q, k and v"
+    assert found == {"status": "wrong", "reason": said}
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        ("qkv", "returned an output without a gradient; in training it must be one of q, k and v"),
+        ("k", "its output has no gradient of k; where the formula has none it is nought"),
+    ],
+)
+def test_an_output_that_is_cut_off_from_its_inputs_is_wrong_in_training(
+    monkeypatch: pytest.MonkeyPatch, taken: str, said: str
+) -> None:
+    def cut(run: Attention, problem: Problem, *inputs: Tensor) -> Tensor:
+        return run(*(x.detach() if name in taken else x for name, x in zip("qkv", inputs, strict=True)))
+
+    install(monkeypatch, "full/matmul", cut)
+    assert prepare("full/matmul", Problem(tokens=8))["status"] == "ok"
+    found = prepare("full/matmul", Problem(tokens=8, mode="training"))
+    assert found == {"status": "wrong", "reason": said}
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=str)
+def test_every_bit_and_every_place_has_its_part_in_a_fingerprint(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2**16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = {call_contract.fingerprint(x)}
+    for change in (
+        lambda y: y.neg_(),
+        lambda y: y.view(-1)[-1].add_(1),
+        lambda y: y.copy_(y.flip(0)),
+        lambda y: y.copy_(y.roll(1, 1)),
+        lambda y: y[0, :2].copy_(y[0, :2].flip(0)),
+        lambda y: y[2].zero_(),
+    ):
+        changed = x.clone()
+        change(changed)  # type: ignore[no-untyped-call]  # lambdas in a tuple
+        found.add(call_contract.fingerprint(changed))
+    assert len(found) == 7
+    assert call_contract.fingerprint(x.clone()) in found
 
 
 # ---- gradients
