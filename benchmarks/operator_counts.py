@@ -18,6 +18,9 @@ OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
 ALLOCATING = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"})
 """Operators that write nothing."""
 
+UNDECLARED_VIEWS = frozenset({"detach", "alias", "_unsafe_view"})
+"""Operators that are views whatever their schema says of the result."""
+
 
 @dataclass(slots=True)
 class Count:
@@ -61,8 +64,9 @@ class Counting(TorchDispatchMode):
 def is_view(func: Any) -> bool:
     """Whether the result is another look at an argument's memory: nothing is read or written."""
     aliases = [result.alias_info for result in func._schema.returns]  # no other way to a schema
-    made_elsewhere = func.overloadpacket.__name__ in ("detach", "alias")
-    return made_elsewhere or any(alias is not None and not alias.is_write for alias in aliases)
+    return func.overloadpacket.__name__ in UNDECLARED_VIEWS or any(
+        alias is not None and not alias.is_write for alias in aliases
+    )
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -91,6 +95,8 @@ def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
         pairs = visible_pairs(q.shape[2], k.shape[2], causal=bool(named.get("is_causal")))
         forward = 2 * q.shape[0] * q.shape[1] * pairs * (q.shape[3] + v.shape[3])
         return int(BACKWARD_FACTOR * forward) if name.endswith("backward") else forward
+    if func.namespace == "mkldnn" and name == "_linear_pointwise":  # oneDNN's, of which torch has no formula
+        return 2 * int(args[0].numel()) * int(args[1].shape[0])
     formula = flop_registry.get(func.overloadpacket)
     return int(formula(*args, **kwargs, out_val=out)) if formula else 0
 
