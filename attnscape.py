@@ -751,6 +751,7 @@ def profile(
     from benchmarks.request_options import parameters_of
     from reports.profile_record import read_profile
     from reports.profile_text import comparison_table, files_text, profile_blocks
+    from reports.progress import progress_of
     from reports.records import ResultsError
     from reports.text_table import write_blocks
 
@@ -766,7 +767,8 @@ def profile(
         (problem,) = problems_of([tokens], [mode], dtype=dtype, causal=causal, **shape)
         names = (variant, compare) if compare else (variant,)
         cases = cases_of(names, problem, parameters_of(settings or ()))
-        files = profile_cases(cases, out, threads or usable_threads(), timeout)
+        with progress_of("profiling, step") as progress:
+            files = profile_cases(cases, out, threads or usable_threads(), timeout, progress)
         profiles = [read_profile(file) for file in files]
     from reports.profile_pictures import write_pictures  # only now: it loads matplotlib
 

@@ -1,73 +1,73 @@
 """Where the time of one call goes: its operators and kernels, its memory over time, its place under the ceilings."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.clock import Sample
-from benchmarks.intervals import median_interval
 from benchmarks.operator_counts import Counting
+from benchmarks.traced_times import kernel_times, operator_times
 from variants import Problem
 
-PROFILED_SAMPLES: Final = 10
 TIMELINE_POINTS: Final = 1000
-RANGE: Final = "attnscape: "
 
 
 def profile_call(
-    call: Callable[[], Any],
-    ranged_call: Callable[[], Any],
-    problem: Problem,
-    samples: Sequence[Sample],
-    trace: Path,
-    calls_per_sample: int,
+    call: Callable[[], Any], ranged_call: Callable[[], Any], problem: Problem, trace: Path, *, compiled: bool
 ) -> dict[str, Any]:
-    """Times as sampled, then one call counted and one traced; plain data, as `reports.profile_record` reads it.
+    """One call counted and one traced; plain data, as `reports.profile_record` reads it.
 
+    What is `compiled` is not counted: under a dispatch mode torch would run its uncompiled form, or refuse.
     `trace` gets the events for Perfetto; on CUDA the allocator's snapshot lies beside it.
     """
-    seconds, low, high = median_interval([sample.wall_seconds for sample in samples])
-    with Counting() as counting:
-        call()
+    counting = Counting()
+    if not compiled:
+        with counting:
+            call()
     cuda = problem.device_type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     snapshot = trace.with_name(f"{trace.name.partition('.')[0]}.snapshot.pickle") if cuda else None
-    if snapshot is not None:
-        torch.cuda.memory._record_memory_history(device=problem.device, stacks="python")  # torch documents no other
-    with profile(activities=activities, profile_memory=True, record_shapes=True) as profiler:
-        result = ranged_call()
-        if cuda:
-            torch.cuda.synchronize(problem.device)
-    del result
-    if snapshot is not None:
-        torch.cuda.memory._dump_snapshot(str(snapshot))
-        torch.cuda.memory._record_memory_history(enabled=None)
+    profiler = _traced(ranged_call, problem, snapshot)
     profiler.export_chrome_trace(str(trace))
-    operators, kernels = operator_times(profiler, cuda), kernel_times(profiler)
+    events = profiler.events() or []
+    operators, kernels = operator_times(events, counting.counts, cuda), kernel_times(events)
     for operator in operators:
         if count := counting.counts.get(operator["name"]):
             operator.update(flops=count.flops, bytes=count.bytes)
+    dispatched = sum(operator["calls"] for operator in operators) if compiled else counting.dispatched
     return {
-        "seconds": seconds,
-        "seconds_low": low,
-        "seconds_high": high,
-        "cpu_seconds": median(sample.cpu_seconds for sample in samples),
-        "faults_per_call": median(sample.minor_faults for sample in samples) / calls_per_sample,
         "operators": operators,
         "kernels": kernels,
-        "launches": sum(kernel["calls"] for kernel in kernels) if cuda else counting.dispatched,
+        "launches": sum(kernel["calls"] for kernel in kernels) if cuda else dispatched,
         "flops": sum(count.flops for count in counting.counts.values()),
         "moved_bytes": sum(count.bytes for count in counting.counts.values()),
         "timeline": timeline(profiler, cuda),
         "trace": str(trace),
         "snapshot": str(snapshot) if snapshot else None,
     }
+
+
+def _traced(call: Callable[[], Any], problem: Problem, snapshot: Path | None) -> profile:
+    """The profiler of one call; the allocator's history of it goes to the snapshot."""
+    activities = [ProfilerActivity.CPU]
+    if snapshot is not None:
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.memory._record_memory_history(stacks="python")  # torch documents no other
+    profiler = profile(activities=activities, profile_memory=True, record_shapes=True)
+    try:
+        with profiler:
+            result = call()
+            if snapshot is not None:
+                torch.cuda.synchronize(problem.device)
+        del result
+        if snapshot is not None:
+            torch.cuda.memory._dump_snapshot(str(snapshot))
+    finally:
+        if snapshot is not None:
+            torch.cuda.memory._record_memory_history(enabled=None)
+    return profiler
 
 
 def names_of_call(call: Callable[[], Any], device: str) -> tuple[list[str], list[str]]:
@@ -79,29 +79,9 @@ def names_of_call(call: Callable[[], Any], device: str) -> tuple[list[str], list
         result = call()
         torch.cuda.synchronize(device)
     del result
-    operators = [event.name for event in profiler.events() or [] if event.device_type == DeviceType.CPU]
-    return list(dict.fromkeys(operators)), [kernel["name"] for kernel in kernel_times(profiler)]
-
-
-def operator_times(profiler: profile, cuda: bool) -> list[dict[str, Any]]:
-    """Time of each operator itself, without those it calls, on the device; the longest first."""
-    found = []
-    for event in profiler.key_averages():
-        if event.device_type == DeviceType.CPU and event.key.startswith(("aten::", "triton")):
-            micros = event.self_device_time_total if cuda else event.self_cpu_time_total
-            found.append({"name": event.key, "calls": event.count, "seconds": micros / 1e6})
-    return sorted(found, key=lambda operator: -operator["seconds"])
-
-
-def kernel_times(profiler: profile) -> list[dict[str, Any]]:
-    """Kernels on the card, the longest first."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    for event in profiler.events() or []:
-        if event.device_type == DeviceType.CUDA and not event.name.startswith(RANGE):
-            sums[event.name][0] += 1
-            sums[event.name][1] += event.self_device_time_total / 1e6
-    kernels = [{"name": name, "calls": int(calls), "seconds": seconds} for name, (calls, seconds) in sums.items()]
-    return sorted(kernels, key=lambda kernel: -kernel["seconds"])
+    events = profiler.events() or []
+    operators = [e.name for e in events if e.device_type == DeviceType.CPU and not e.is_user_annotation]
+    return list(dict.fromkeys(operators)), [kernel["name"] for kernel in kernel_times(events)]
 
 
 def timeline(profiler: profile, cuda: bool) -> list[tuple[float, int]]:

@@ -297,20 +297,13 @@ class Bench:
             figures = {"lacking": "no counter to be read"}
         return figures | {"spent_seconds": time.perf_counter() - begin}
 
-    def profile(self, case: Case, threads: int, trace: Path) -> dict[str, Any]:
-        """What one call of a case does, and where its time goes; the trace is written to that file.
+    def profile(self, case: Case, trace: Path) -> dict[str, Any]:
+        """What one call of the prepared case does, and where its time goes; the trace is written to that file."""
+        from benchmarks.profiling import profile_call  # only `attnscape profile` asks for it
 
-        Raises `Failure` where the case cannot run or is wrong.
-        """
-        from benchmarks.profiling import PROFILED_SAMPLES, profile_call
-
-        figures = self.prepare(case, threads, True)
-        samples = [self.sample()["sample"] for _ in range(PROFILED_SAMPLES)]
-        problem = case.problem()
-        if self.cuda is not None:
-            figures |= self.card_figures()
-        described = {name: figures[name] for name in ("kernel", "extra_bytes", "total_bytes", "implementation_error")}
-        return described | profile_call(self.call, self.ranged_call, problem, samples, trace, self.calls)
+        figures = self.card_figures() if self.cuda is not None else {}
+        compiled = load(case.variant).compiled
+        return figures | profile_call(self.call, self.ranged_call, case.problem(), trace, compiled=compiled)
 
     def _reference(self, case: Case, variant: Variant, files: Files | None) -> Reference:
         try:

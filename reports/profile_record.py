@@ -7,16 +7,16 @@ import msgspec
 from msgspec import Meta
 
 from reports.curve import labelled
-from reports.quantities import percent_text, printable
+from reports.quantities import printable
 from reports.records import Case, ResultsError
 
 Bound = Literal["compute", "bandwidth", "launch", "page faults"]
+Declared = Literal["flops", "moved_bytes"]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 
-RIVAL: Final = 1.25
-RULES: Final = 0.5
-"""From this share of the time on, one resource alone is said to bound the call."""
+CLEAN_SHARE: Final = 0.5
+"""Of fewer clean samples the wall time tells more of other processes than of the call."""
 
 
 class Operator(msgspec.Struct, frozen=True):
@@ -39,7 +39,11 @@ class Ceilings(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of one case: times in seconds, sizes in bytes, the timeline in (seconds, bytes allocated)."""
+    """One call of one case: times in seconds, sizes in bytes, the timeline in (seconds, bytes allocated).
+
+    On a card `seconds` are its own with cold caches, `hot_seconds` those of a graph's replay, `latency_seconds` what
+    the host waits. `declared` names the amounts that were not counted, since a kernel hides them.
+    """
 
     case: Case
     machine: str
@@ -49,12 +53,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     seconds_low: Positive
     seconds_high: Positive
     cpu_seconds: NotNegative
-    faults_per_call: NotNegative
+    faults_per_call: NotNegative | None = None
+    clean_share: NotNegative = 1.0
+    latency_seconds: Positive | None = None
+    hot_seconds: Positive | None = None
+    hot_reason: str = ""
+    host_bound_share: NotNegative = 0.0
     operators: list[Operator]
     kernels: list[Operator]
     launches: int
     flops: int
     moved_bytes: int
+    declared: list[Declared] = []
     input_output_bytes: int
     useful_flops: int
     extra_bytes: int
@@ -77,29 +87,41 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         """FLOP/s of a matmul of this type on this machine."""
         return self.ceilings.matmul_flops[self.case.dtype]
 
+    @property
+    def on_card(self) -> bool:
+        """Whether it ran on CUDA."""
+        return self.case.device != "cpu"
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes took so much of the processor that the wall time says little of the call."""
+        return self.clean_share < CLEAN_SHARE and self.cpu_seconds > 0
+
+    @property
+    def judged_seconds(self) -> float:
+        """The time that is held against ceilings: where it was disturbed, the processor's by thread."""
+        return min(self.seconds, self.cpu_seconds / self.threads) if self.disturbed else self.seconds
+
     def shares(self) -> dict[Bound, float]:
-        """What each resource alone would take, as a share of the measured time; they overlap, and may exceed one."""
+        """What each resource alone would take, as a share of the time; they overlap, and may exceed one.
+
+        On a card the time is its own, in which there are neither launches nor the host's page faults.
+        """
         seconds: dict[Bound, float] = {
             "compute": self.flops / self.peak_flops,
             "bandwidth": self.moved_bytes / self.ceilings.copy_bytes_per_second,
-            "launch": self.launches * self.ceilings.launch_seconds,
-            "page faults": self.faults_per_call * self.ceilings.fault_seconds,
         }
-        return {name: value / self.seconds for name, value in seconds.items()}
+        if not self.on_card:
+            seconds["launch"] = self.launches * self.ceilings.launch_seconds
+            seconds["page faults"] = (self.faults_per_call or 0.0) * self.ceilings.fault_seconds
+        return {name: value / self.judged_seconds for name, value in seconds.items()}
 
-    def verdict(self) -> str:
-        """What bounds the call, in a sentence with its figures."""
-        shares = self.shares()
-        ranked = sorted(shares, key=lambda name: -shares[name])
-        told = ", ".join(f"{name} {percent_text(min(shares[name], 9.99))}" for name in ranked)
-        # What moves between operators may stay in the cache: then it costs less than the copy of large tensors says.
-        cached = " (more than all of it: most of what moves stays in the cache)" if shares["bandwidth"] > 1 else ""
-        bound: Bound = ranked[1] if cached and shares[ranked[1]] >= RULES else ranked[0]
-        if shares[bound] >= RULES:
-            rivals = [name for name in ranked if name != bound and RIVAL * shares[name] >= shares[bound]]
-            both = f" and {rivals[0]} about equally" if rivals and not cached else ""
-            return f"Bound by {bound}{both}: alone, each would take of the measured time: {told}{cached}."
-        return f"Bound by none alone, by {ranked[0]} most; each would take of the measured time: {told}."
+    @property
+    def launch_share(self) -> float | None:
+        """What launches alone would take of the time that the host waits for one call on a card."""
+        if self.latency_seconds is None:
+            return None
+        return self.launches * self.ceilings.launch_seconds / self.latency_seconds
 
 
 def read_profile(file: Path) -> Profile:

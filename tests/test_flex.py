@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_every_compiled_variant_is_compared_with_its_oracle() -> None:
 
 
 @compiled
-def test_a_compiled_case_is_measured_and_its_compiling_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_case_is_measured_and_its_compiling_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def eager(*_: Any, **__: Any) -> None:
         raise AssertionError("the uncompiled form ran")
 
@@ -154,7 +155,8 @@ def test_a_compiled_case_is_measured_and_its_compiling_is_not(monkeypatch: pytes
     monkeypatch.setattr(library, "math_attention", eager)
     problem = Problem(333, kv_tokens=301, heads=4, kv_heads=2, head_dim=16, causal=True)  # compiled above, and kept
     bench = Bench("default")
-    found = bench.prepare(Case.of("local_window/flex", {"window": 2}, problem, "normal"), 1, True)
+    case = Case.of("local_window/flex", {"window": 2}, problem, "normal")
+    found = bench.prepare(case, 1, True)
     assert found["kernel"] == "compiled"
     assert found["warm_seconds"] < 0.1
     predicted = load("local_window/flex").workspace_bytes(problem, window=2)
@@ -162,3 +164,6 @@ def test_a_compiled_case_is_measured_and_its_compiling_is_not(monkeypatch: pytes
     assert predicted <= 3 * found["extra_bytes"] + 10 * 2**20
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     assert bench.sample()["sample"].wall_seconds < 1
+    traced = bench.profile(case, tmp_path / "flex.trace.json.gz")
+    assert traced["operators"][0]["name"].startswith("Torch-Compiled Region")
+    assert traced["launches"] >= 1 and traced["flops"] == 0  # what its kernel does is declared, not counted
