@@ -12,11 +12,14 @@ from pathlib import Path
 from threading import Lock
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import benchmarks
 import variants
 from benchmarks.zygote import FORK, WAIT
+
+START_SECONDS: Final = 90.0
+"""The imports, from a cold disk too."""
 
 
 class Fault(Exception):
@@ -55,8 +58,17 @@ class Workers:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        if self._control.recv(5) != b"ready":
+        self._control.settimeout(START_SECONDS)
+        try:
+            ready = self._control.recv(5) == b"ready"
+        except TimeoutError as error:
+            self._process.kill()
+            self._process.wait()
+            self._control.close()
+            raise RuntimeError(f"the measuring process was not ready within {START_SECONDS:.0f} s") from error
+        if not ready:
             raise RuntimeError(f"the measuring process ended with status {self._process.wait()} before it was ready")
+        self._control.settimeout(None)
         return self
 
     def __exit__(

@@ -382,3 +382,9 @@ def test_proofs_side_by_side_are_those_of_one_after_the_other(monkeypatch: pytes
     found = {row.case.variant: row for row in rows}
     assert [found[name].status for name in names] == ["ok", "ok", "ok", "unsupported"]
     assert all(found[name].gradient_error is not None for name in names[:3]) and run.measured_seconds > 0
+
+
+def test_a_start_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.workers.START_SECONDS", 0.01)  # the imports take longer
+    with pytest.raises(RuntimeError, match="not ready within 0 s"), Workers():
+        pass
