@@ -817,7 +817,8 @@ def gpu(
         write_blocks([stages_table(stages(device))], sys.stdout)
         return
     with _refusing_requests(), refusing(ResultsError), ExitStack() as bars:
-        done = run_suite(out, device, seconds, lambda name: bars.enter_context(progress_of(name)))
+        notes: list[str] = []
+        done = run_suite(out, device, seconds, lambda name: bars.enter_context(progress_of(name)), tell=notes.append)
         interrupted = any(outcome.interrupted for _, outcome in done)
         machine = done[0][1].machine
         if interrupted and not (machine and holds_results(out)):
@@ -827,12 +828,13 @@ def gpu(
     rows = decoded([row for _, outcome in done for row in outcome.rows])
     failed = [row for row in found.rows if row.status in ("wrong", "error")]  # what did not fit or end is no fault
     if as_json:
-        print(msgspec.json.encode({"goals": reached, "measured": len(rows), "failed": len(failed)}).decode())
+        counts = {"measured": len(rows), "failed": len(failed)}
+        print(msgspec.json.encode({"goals": reached, **counts, "notes": notes}).decode())
     else:
         left = sum(outcome.left for _, outcome in done)
         said = f"{len(rows)} cases measured now, {len(found.rows)} in {out}; {left} left: the same command goes on."
         table = failures_table(found.rows)
-        write_blocks([*([table] if table else []), goals_table(reached), said], sys.stdout)
+        write_blocks([*([table] if table else []), goals_table(reached), *notes, said], sys.stdout)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(int(bool(failed) or any(goal.reached is False for goal in reached)))

@@ -7,9 +7,11 @@ once, so that a second run goes on where the first one stopped.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from benchmarks.campaign import TIMED_INPUTS, Outcome, Progress, Request, require_device, run_campaign, usable_threads
+from benchmarks.gpu_profile import PROFILE_SECONDS, profile_own
 from benchmarks.lengths import parse_lengths
 from benchmarks.sweep import Settings
 from benchmarks.workers import Workers
@@ -183,18 +185,22 @@ def run_suite(
     seconds: float,
     progress: Callable[[str], Progress],
     chosen: Sequence[Stage] | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> list[tuple[Stage, Outcome]]:
-    """Run the stages in about `seconds`; what one leaves of its share goes to the next.
+    """Run the stages in about `seconds`, starting included; what one leaves of its share goes to the next.
+
+    After the proofs one kernel is profiled, which `tell` gets a line about.
 
     Raises `InvalidRequest` without such a card, and `StoreError`.
     """
     require_device(device)
     planned = list(stages(device) if chosen is None else chosen)
+    proofs = [stage for stage in planned if stage.inputs == (PROOF_INPUTS,)]
     done: list[tuple[Stage, Outcome]] = []
-    left, weight = seconds, sum(stage.share for stage in planned)
+    end, weight = monotonic() + seconds, sum(stage.share for stage in planned)
     with Workers() as workers:
         for stage in planned:
-            share = left * stage.share / weight
+            share = max(0.0, end - monotonic()) * stage.share / weight
             how = Settings(
                 seconds=share,
                 threads=usable_threads(),
@@ -210,7 +216,10 @@ def run_suite(
                 stage.request(), out, how, progress(stage.name), machine_device=device, machine=machine, workers=workers
             )
             done.append((stage, outcome))
-            left, weight = max(0.0, left - outcome.seconds), weight - stage.share
+            weight -= stage.share
             if outcome.interrupted:
                 break
+            if proofs and stage is proofs[-1]:
+                time = min(PROFILE_SECONDS, max(0.0, end - monotonic()))
+                tell(profile_own(proofs[0].problems[0], workers, outcome.machine, out, usable_threads(), time))
     return done

@@ -64,7 +64,7 @@ def profile_cases(
 
     with Workers() as workers:
         machine = read_machine(workers, cases[0].device, threads)
-        return [_profile(Asked(case, workers, timeout_seconds), machine, out, threads, step) for case in cases]
+        return [profile_case(Asked(case, workers, timeout_seconds), machine, out, threads, step) for case in cases]
 
 
 class Asked:
@@ -72,11 +72,11 @@ class Asked:
 
     def __init__(self, case: Case, workers: Workers, timeout_seconds: float) -> None:
         """The time runs from here on entering."""
-        self.case, self._workers, self._timeout_seconds = case, workers, timeout_seconds
+        self.case, self._workers, self.timeout_seconds = case, workers, timeout_seconds
 
     def __enter__(self) -> Self:
         """Start the worker."""
-        self._worker, self._deadline = self._workers.start(), monotonic() + self._timeout_seconds
+        self._worker, self._deadline = self._workers.start(), monotonic() + self.timeout_seconds
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ class Asked:
         try:
             answer = self._worker.ask(method, arguments, self._deadline - monotonic())
         except Fault as fault:
-            slow = f"not done within {self._timeout_seconds:g} s; --timeout grants more"
+            slow = f"not done within {self.timeout_seconds:g} s; --timeout grants more"
             raise InvalidRequest(
                 f"{self.case.variant}: {slow if fault.status == 'timeout' else fault.reason}"
             ) from fault
@@ -99,7 +99,8 @@ class Asked:
         return answer
 
 
-def _profile(asked: Asked, machine: dict[str, Any], out: Path, threads: int, step: Callable[..., None]) -> Path:
+def profile_case(asked: Asked, machine: dict[str, Any], out: Path, threads: int, step: Callable[..., None]) -> Path:
+    """Profile one case into the folder `out` on a machine that was read; raises `InvalidRequest` where it fails."""
     case, stem = asked.case, file_stem(asked.case)
     step(case, 0)
     with asked as ask:

@@ -1,6 +1,8 @@
 """What `attnscape gpu` would do on a card, and how it judges what was measured; nothing here needs one."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import pytest
 import torch
 
 import attnscape
-from benchmarks.campaign import Outcome, Request
-from benchmarks.gpu_suite import Stage, cuda_variants, further_problems, proof_problems, run_suite, stages
+from benchmarks.campaign import InvalidRequest, Outcome, Request
+from benchmarks.gpu_suite import PROOF_INPUTS, Stage, cuda_variants, further_problems, proof_problems, run_suite, stages
+from benchmarks.profile_session import Asked, file_stem
+from benchmarks.workers import Workers
 from reports.gpu_goals import LENGTHS, Goal, goals
 from tests.results_builder import as_rows, case, line
 from variants import Problem
@@ -85,7 +89,15 @@ def test_the_landscape_is_whole_and_goes_curve_by_curve() -> None:
 
 def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
+    clock = [50.0]
+    monkeypatch.setattr("benchmarks.gpu_suite.monotonic", lambda: clock[0])
+    start = Workers.__enter__
 
+    def slow_start(workers: Workers) -> Workers:
+        clock[0] += 10
+        return start(workers)
+
+    monkeypatch.setattr(Workers, "__enter__", slow_start)
     crews = set()
 
     def campaign(request: Request, out: Path, how: Any, *_: Any, machine: Any, workers: Any, **__: Any) -> Outcome:
@@ -93,6 +105,7 @@ def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytes
         assert how.keep_workers
         crews.add(workers)
         given.append((how.seconds, how.stop_after_seconds, how.energy))
+        clock[0] += 1
         return Outcome(seconds=1.0, interrupted=len(given) == 3, machine={"stage": len(given)})
 
     monkeypatch.setattr("benchmarks.gpu_suite.run_campaign", campaign)
@@ -101,8 +114,45 @@ def test_what_a_stage_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytes
     chosen = [Stage(str(number), 0.25, ("full",), problem, energy=number == 1) for number in range(4)]
     done = run_suite(tmp_path, "cuda", 100.0, lambda _: lambda *_: None, chosen)
     assert [stage.name for stage, _ in done] == ["0", "1", "2"]
-    assert given == [(25.0, 25.0, False), (33.0, 33.0, True), (49.0, 49.0, False)]
+    # Of a hundred seconds the start took ten.
+    assert given == [(22.5, 22.5, False), (89 / 3, 89 / 3, True), (44.0, 44.0, False)]
     assert len(crews) == 1  # one for all: to start another takes seconds
+
+
+def test_after_the_proofs_a_kernel_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    ran: list[tuple[str, int]] = []
+    faults = ["", "unused", "no answer within 30 s"]
+
+    def campaign(request: Request, out: Path, how: object, progress: str, **_: Any) -> Outcome:
+        ran.append((progress, len(said)))
+        return Outcome(machine={"key": "here"})
+
+    def profiled(asked: Asked, machine: object, out: Path, *_: object) -> Path:
+        case = asked.case
+        assert (case.variant, case.head_dim, machine) == ("local_window/triton", 8, {"key": "here"})
+        assert 0 < asked.timeout_seconds <= 30 and out.is_dir()
+        if fault := faults[len(said)]:
+            raise InvalidRequest(fault)
+        file = out / f"{file_stem(case)}.json"
+        file.touch()
+        return file
+
+    monkeypatch.setattr("benchmarks.gpu_suite.run_campaign", campaign)
+    monkeypatch.setattr("benchmarks.gpu_suite.require_device", lambda _: None)
+    monkeypatch.setattr("benchmarks.gpu_suite.Workers", nullcontext)
+    monkeypatch.setattr("benchmarks.gpu_profile.profile_case", profiled)
+    proof = Stage("proof", 0.4, ("full",), (Problem(tokens=8, head_dim=8),), (PROOF_INPUTS,))
+    chosen = [proof, replace(proof, name="more"), Stage("times", 0.2, (), ())]
+    for out in (tmp_path, tmp_path, tmp_path / "other"):
+        run_suite(out, "cuda", 60.0, lambda name: name, chosen, said.append)  # type: ignore[arg-type, return-value]  # a name does for the progress
+    assert ran[:4] == [("proof", 0), ("more", 0), ("times", 1), ("proof", 1)]  # before what is timed
+    file = tmp_path / "profiles" / "local_window-triton-window256-forward-full-8-float32-cpu.json"
+    assert said[:2] == 2 * [f"Profile of local_window/triton: {file}"]  # made once
+    assert said[2] == "No profile of local_window/triton: no answer within 30 s"
+    run_suite(tmp_path / "late", "cuda", 1e-9, lambda name: name, chosen, said.append)  # type: ignore[arg-type, return-value]  # likewise
+    assert said[3] == "No profile of local_window/triton: no time was left"
+    assert len(ran) == 12
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
@@ -126,14 +176,16 @@ def test_a_missed_goal_is_a_failure_on_the_card_that_it_is_named_for(
     slow = on_card("memory_efficient/sdpa_flash", 16384, 1.0, exact=True)
     (tmp_path / "measurements.jsonl").write_text(json.dumps(slow) + "\n")
     outcome = Outcome(machine={"key": slow["machine"], "gpu": {"name": name}})
-    monkeypatch.setattr("benchmarks.gpu_suite.run_suite", lambda *_: [(stages("cuda")[0], outcome)])
+    monkeypatch.setattr("benchmarks.gpu_suite.run_suite", lambda *_, **__: [(stages("cuda")[0], outcome)])
     assert attnscape.main(["gpu", "--out", str(tmp_path)]) == status
     assert ("named for an H200" in capsys.readouterr().out) is (status == 0)
 
 
 def test_ctrl_c_before_the_card_is_known_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "measurements.jsonl").write_text(json.dumps(on_card("full/matmul", 16384, 1.0)) + "\n")
-    monkeypatch.setattr("benchmarks.gpu_suite.run_suite", lambda *_: [(stages("cuda")[0], Outcome(interrupted=True))])
+    monkeypatch.setattr(
+        "benchmarks.gpu_suite.run_suite", lambda *_, **__: [(stages("cuda")[0], Outcome(interrupted=True))]
+    )
     assert attnscape.main(["gpu", "--out", str(tmp_path)]) == attnscape.INTERRUPTED
 
 
