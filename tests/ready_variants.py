@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.worker import canonical
+from tests.kept_oracles import kept
 from variants import Problem
 from variants.catalogue import load, names
 from variants.dtypes import TORCH_DTYPES
@@ -85,4 +86,23 @@ def reference(
 ) -> Tensor:
     """What the variant's own definition says, in float64."""
     chosen = small_parameters(name) if parameters is None else parameters
-    return load(name).definition.reference(*inputs, causal=problem.causal, parameters=chosen, **options)
+    definition, causal = load(name).definition, problem.causal
+
+    def say() -> Tensor:
+        return definition.reference(*inputs, causal=causal, parameters=chosen, **options)
+
+    if options or any(x.requires_grad for x in inputs):
+        return say()
+    return kept(definition, causal, chosen, inputs, say)
+
+
+def reference_gradients(
+    name: str, problem: Problem, inputs: tuple[Tensor, ...], slope: Tensor, parameters: dict[str, int] | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of the same for those inputs, by the graph of the oracle."""
+    chosen = small_parameters(name) if parameters is None else parameters
+
+    def say() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(reference(name, problem, inputs, chosen), inputs, slope)
+
+    return kept(load(name).definition, problem.causal, chosen, (*inputs, slope), say)

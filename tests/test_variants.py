@@ -3,6 +3,8 @@
 import math
 import sys
 from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.accuracy import gradient_error, relative_error
 from benchmarks.inputs import KINDS, make_inputs
-from tests.ready_variants import READY, SMALL, call, draw, reference, small_parameters
+from tests.ready_variants import READY, SMALL, call, draw, reference, reference_gradients, small_parameters
 from variants import Problem
 from variants.catalogue import load
 from variants.dtypes import TORCH_DTYPES
@@ -59,9 +61,15 @@ def problem_of(**fields: Any) -> Problem:
 @pytest.fixture
 def small_steps(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that hold all heads and tiles at once, and steps that hold few: both paths must be right."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("variants.") and hasattr(module, "CACHE_ELEMENTS"):
-            monkeypatch.setattr(module, "CACHE_ELEMENTS", cache)
+    for module in in_steps(len(sys.modules)):
+        monkeypatch.setattr(module, "CACHE_ELEMENTS", cache)
+
+
+@lru_cache(maxsize=1)
+def in_steps(_: int) -> list[ModuleType]:
+    """The modules that work in steps, looked for again where more modules were imported."""
+    found = [module for name, module in sys.modules.items() if name.startswith("variants.")]
+    return [module for module in found if hasattr(module, "CACHE_ELEMENTS")]
 
 
 # ---- the output
@@ -305,7 +313,7 @@ def gradients(
     out = call(name, problem, inputs, parameters)
     slope = torch.randn_like(out)
     got = torch.autograd.grad(out, inputs, slope)
-    return got, torch.autograd.grad(reference(name, problem, wide, parameters), wide, slope.double())
+    return got, reference_gradients(name, problem, wide, slope.double(), parameters)
 
 
 trained = pytest.mark.parametrize("name", [name for name in READY if "training" in load(name).modes])
