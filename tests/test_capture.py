@@ -57,6 +57,15 @@ def capture(out: Path, *program: object, options: tuple[str, ...] = ()) -> subpr
     )
 
 
+def capture_here(
+    capfd: pytest.CaptureFixture[str], out: Path, *program: object, options: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The same by a command in this process, which has imported torch already; the program has one of its own."""
+    words = ["capture", "--out", out, *options, "--", *program]
+    status = attnscape.main([str(word) for word in words])
+    return subprocess.CompletedProcess(words, status, *capfd.readouterr())
+
+
 def tensors(**sizes: int) -> tuple[Tensor, Tensor, Tensor]:
     heads, tokens, kv_tokens = sizes.get("heads", 2), sizes.get("tokens", 6), sizes.get("kv_tokens", 6)
     q = torch.randn(1, heads, tokens, 8)
@@ -125,17 +134,20 @@ def test_run_takes_times_on_normal_inputs_of_the_same_problems(
     assert kinds == [(True, "normal", 24), (True, "normal", 10), (False, f"{out}#0", 24), (False, f"{out}#2", 10)]
 
 
-def test_a_program_without_attention_leaves_no_file(tmp_path: Path) -> None:
+def test_a_program_without_attention_leaves_no_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "idle.py").write_text("import torch\nprint('done')")
-    done = capture(tmp_path / "q.safetensors", sys.executable, "-u", tmp_path / "idle.py")
+    done = capture_here(capfd, tmp_path / "q.safetensors", sys.executable, "-u", tmp_path / "idle.py")
     assert (done.returncode, done.stdout) == (2, "done\n")
     assert "nothing was recorded: the program never called torch.nn.functional.scaled_dot" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["idle.py"]
 
 
-def test_a_program_that_fails_keeps_its_status_and_what_was_recorded(tmp_path: Path) -> None:
+def test_a_program_that_fails_keeps_its_status_and_what_was_recorded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "faulty.py").write_text(PROGRAM.replace("sys.exit(5)", "raise KeyError('gone')"))
-    done = capture(tmp_path / "q.safetensors", tmp_path / "faulty.py", options=("--max-mib", "0.01", "--calls", "9"))
+    options = ("--max-mib", "0.01", "--calls", "9")
+    done = capture_here(capfd, tmp_path / "q.safetensors", tmp_path / "faulty.py", options=options)
     assert done.returncode == 1
     assert "KeyError: 'gone'" in done.stderr
     assert "left out calls: 1 beyond 0.01 MiB" in done.stderr or "left out calls: 2 beyond 0.01 MiB" in done.stderr

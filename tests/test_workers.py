@@ -24,6 +24,7 @@ from benchmarks.measurement import STATUSES, Case, Measurement
 from benchmarks.provenance import read_provenance
 from benchmarks.sweep import Settings, Sweep
 from benchmarks.workers import Fault, Workers
+from tests.lent_zygote import own_zygotes
 from variants import Problem
 from variants.catalogue import BASELINE, load
 
@@ -31,6 +32,12 @@ ROOT = Path(__file__).parent.parent
 
 
 # ---- workers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_have_it() -> Iterator[None]:
+    with own_zygotes():
+        yield
 
 
 @pytest.fixture(scope="module")
