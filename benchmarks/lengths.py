@@ -10,7 +10,7 @@ class InvalidLengths(ValueError):
 
 
 def parse_lengths(text: str) -> list[int]:
-    """`256:4096` is every power of two times 256 up to 4096; `300,1000` is just those.
+    """`256:4096` is every power of two times 256 up to 4096, which must be one; `300,1000` is just those.
 
     Raises `InvalidLengths`.
     """
@@ -24,6 +24,11 @@ def parse_lengths(text: str) -> list[int]:
         while start <= stop:
             found.append(start)
             start *= 2
+        if found[-1] != stop:
+            raise InvalidLengths(
+                f"lengths {part.strip()!r}: doubling goes from {found[-1]} to {start} and leaves out {stop}; write "
+                f"{first.strip()}:{found[-1]},{stop}"
+            )
     return sorted(set(found))
 
 

@@ -152,6 +152,7 @@ def test_a_plan_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["run", "--variants", "local_windw"], "nearest is 'local_window'"),
         (["run", "--tokens", "-5"], "a whole number from 1"),
         (["run", "--tokens", "512:256"], "the second must not be less"),
+        (["run", "--tokens", "64,256:1000"], "from 512 to 1024 and leaves out 1000; write 256:512,1000"),
         (["run", "--kv-heads", "3"], "3 does not divide 8"),
         (["run", "--dtype", "float8"], "dtype must be one of"),
         (["run", "--mode", "backward"], "mode must be one of"),
