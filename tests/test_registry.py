@@ -78,9 +78,10 @@ def test_a_name_that_is_no_file_is_not_imported(word: str) -> None:
         load(word)
 
 
-def test_a_name_that_is_like_none_gets_no_nearest() -> None:
-    with pytest.raises(UnknownVariant, match=r"unknown variant 'zzzzzz' \(see `attnscape list --names`\)"):
-        load("zzzzzz")
+@pytest.mark.parametrize("word", ["zzzzzz", "nosuch", "no_such/thing"])
+def test_a_name_that_is_like_none_gets_no_nearest(word: str) -> None:
+    with pytest.raises(UnknownVariant, match=rf"unknown variant '{word}' \(see `attnscape list --names`\)"):
+        load(word)
 
 
 def test_select_takes_folders_and_names_once() -> None:

@@ -16,6 +16,9 @@ BASELINE = "memory_efficient/sdpa_flash"
 NAME: Final = re.compile(r"[^/.]+/[^/._][^/.]*")
 """A folder and the stem of a file in it."""
 
+NEAR: Final = 0.7
+"""From this similarity on a name may be a slip of the pen; at less, any word resembles some variant."""
+
 
 class UnknownVariant(LookupError):
     """No such variant; the message names the nearest one."""
@@ -88,6 +91,6 @@ def _packages_with(name: str) -> list[VariantPackage]:
 
 def _unknown(word: str, known: list[str]) -> str:
     folders = sorted({name.partition("/")[0] for name in known})
-    near = difflib.get_close_matches(word, known + folders, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(word, known + folders, n=1, cutoff=NEAR)
     hint = f"; the nearest is {near[0]!r}" if near else ""
     return f"unknown variant {word!r}{hint} (see `attnscape list --names`)"
