@@ -1,6 +1,7 @@
 """The measurements that come with the project: whole, small, and answers without any of one's own."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_a_name_must_be_of_one_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "none of them matches 'abacus'" in refusal(capsys, "--on", "abacus")
+    assert "'abacus' is part of none of their names: " in refusal(capsys, "--on", "abacus")
+    assert "--card H200 answers for NVIDIA H200" in refusal(capsys, "--on", "NVIDIA H200")
     assert "give one of them" in refusal(capsys, "--on", FOLDERS[0].name, "--results", str(tmp_path))
     for name in ("first", "second"):
         write(tmp_path / name, landscape())
-    with pytest.raises(ResultsError, match=r"several of them match 'example cpu': Example CPU at 2\.60 GHz, 2 threads"):
+    write(tmp_path / "third", landscape(), DESCRIPTION | {"cpu": "Another"})
+    both = "Example CPU at 2.60 GHz, 2 threads (first); Example CPU at 2.60 GHz, 2 threads (second)"
+    with pytest.raises(ResultsError, match=rf"matches 2 shipped machines, .*: {re.escape(both)}$"):
         shipped("example cpu", tmp_path)
     assert len(shipped("FIRST", tmp_path).rows) == len(landscape())
 
