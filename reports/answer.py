@@ -35,6 +35,11 @@ class Candidate:
         """The variant with its parameters."""
         return labelled(self.variant, self.parameters)
 
+    @property
+    def beats_mean(self) -> bool:
+        """Whether it is closer to exact attention than the mean of V, as far as that is known."""
+        return self.exact or self.figures.beats_mean
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -90,11 +95,14 @@ class Nearest:
     """What would have to give where nothing fits.
 
     `alone` holds, for each limit that is set, the smallest rise of that limit by itself, or None where
-    it does not help; `joint` the rise of all limits with the smallest largest factor.
+    it does not help; `joint` the rise of all limits with the smallest largest factor. Under these something
+    surely fits; under those of `likely_alone` and `likely_joint`, which are no larger, it likely does.
     """
 
     alone: dict[Limit, Relaxation | None]
     joint: Relaxation | None
+    likely_alone: dict[Limit, Relaxation | None]
+    likely_joint: Relaxation | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """An answer as sentences and tables for a terminal."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,11 +22,14 @@ from reports.quantities import (
     seconds_text,
     size_text,
 )
-from reports.question import Budget
+from reports.question import Budget, Limit
 from reports.text_table import Table
 
 MARKS: Final[dict[Provenance, str]] = {"measured": "", "interpolated": "~", "extrapolated": "^", "transferred": "@"}
 """Stand before every figure that was not measured itself."""
+
+LOSES: Final = "no better than mean"
+"""Marks an approximation whose error is not below that of the mean of V."""
 
 _HEADER: Final = (
     "variant",
@@ -128,14 +131,27 @@ _NOTHING_FITS: Final = {
 def _winner_lines(answer: Answer) -> Iterator[str]:
     first, *others = answer.fitting
     yield f"{'Likely take' if first.doubts else 'Take'} {first.label}: {_summary(first.figures)}."
+    yield from _mean_lines(first, others)
     for doubt in first.doubts:
         yield f"It need not fit: it {doubt.text}."
     sure = next((one for one in others if not one.doubts), None)
     if first.doubts and sure is not None:
         yield f"The fastest that surely fits is {sure.label}: {_summary(sure.figures)}."
-    tied = [one.label for one in others if one.tied and first.tied and bool(one.doubts) == bool(first.doubts)]
+    same = [one for one in others if one.beats_mean == first.beats_mean and bool(one.doubts) == bool(first.doubts)]
+    tied = [one.label for one in same if one.tied and first.tied]
     if tied:
         yield f"It ties within the noise with {', '.join(tied)}" + ("; an exact one leads." if first.exact else ".")
+
+
+def _mean_lines(first: Candidate, others: Sequence[Candidate]) -> Iterator[str]:
+    """Whether the advice approximates attention at all, and what is faster but does not."""
+    if not first.beats_mean:
+        floor = _figure_text(first.figures.mean_of_v_error, error_text)
+        yield f"It is no better than the mean of V, whose error is {floor}: here it approximates nothing."
+        return
+    faster = [one for one in others if one.figures.seconds.value < first.figures.seconds.value and not one.beats_mean]
+    if faster:
+        yield f"Faster, but no better than the mean of V: {', '.join(one.label for one in faster)}."
 
 
 def _floor_lines(floors: Floors) -> Iterator[str]:
@@ -162,14 +178,20 @@ def _nearest_lines(nearest: Nearest, fits: bool) -> Iterator[str]:
     if nearest.joint is None:
         yield "No budget helps: no variant has all the figures that these limits ask for."
         return
-    yield "To be sure, the nearest budgets:" if fits else "The nearest budgets that something fits:"
-    for limit, relaxation in nearest.alone.items():
-        if relaxation is None:
-            yield f"  {limit} alone: no rise of it helps"
-        else:
-            yield f"  {limit} alone: {_relaxation_text(relaxation)}"
-    if len(nearest.alone) > 1:
-        yield f"  all together: {_relaxation_text(nearest.joint)}"
+    yield "To be sure, the nearest budgets:"
+    yield from _budget_lines(nearest.alone, nearest.joint)
+    likely = (nearest.likely_alone, nearest.likely_joint)
+    if not fits and likely != (nearest.alone, nearest.joint):
+        yield "The nearest budgets that something likely fits:"
+        yield from _budget_lines(*likely)
+
+
+def _budget_lines(alone: Mapping[Limit, Relaxation | None], joint: Relaxation | None) -> Iterator[str]:
+    for limit, relaxation in alone.items():
+        text = "no rise of it helps" if relaxation is None else _relaxation_text(relaxation)
+        yield f"  {limit} alone: {text}"
+    if joint is not None and len(alone) > 1:
+        yield f"  all together: {_relaxation_text(joint)}"
 
 
 def _relaxation_text(relaxation: Relaxation) -> str:
@@ -222,6 +244,8 @@ def _row(entry: Candidate | Rejected, figures: Figures) -> tuple[str, ...]:
 
 
 def _marks(entry: Candidate | Rejected, figures: Figures) -> Iterator[str]:
+    if not entry.exact and not figures.beats_mean:
+        yield LOSES
     if isinstance(entry, Candidate) and entry.tied:
         yield "tie"
     if figures.noisy:

@@ -73,7 +73,7 @@ def choose(
     forecast = Forecast(found, question.shape, declare, cards.source, session_drift(rows))
     candidates, failed = with_figures(forecast, question, cards)
     fitting, broken = judged(candidates, budget)
-    order = ranked(fitting)
+    order = ranked(fitting, budget)
     floors, contradiction = _without_contradiction(floors, order)
     sure = any(not one.doubts for one in order)
     return Answer(
@@ -114,11 +114,10 @@ def _require_coverage(rows: Sequence[Row], found: Sequence[Curve], question: Que
         raise ResultsError(f"no time was measured for {question.shape.describe()}")
     if not lengths[0] <= question.tokens <= FURTHEST * lengths[-1]:
         span = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
-        wider = f"{min(lengths[0], question.tokens)}:{max(lengths[-1], question.tokens)}"
         how = "below" if question.tokens < lengths[0] else f"more than {FURTHEST} times beyond"
         raise ResultsError(
             f"{question.tokens} tokens is {how} the measured lengths ({span}), and nothing is foretold there; "
-            f"`attnscape run --tokens {wider}` measures it"
+            f"`attnscape run --tokens {question.tokens}` measures it"
         )
 
 

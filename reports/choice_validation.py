@@ -196,15 +196,22 @@ def _trial(answer: Answer, truths: Mapping[str, Figures], kind: str) -> Trial:
         true = figures.limited()
         return all(true[name].value <= limit for name, limit in limits.items())
 
-    feasible = {label: one.seconds.value for label, one in truths.items() if keeps(one)}
+    kept = {label: one for label, one in truths.items() if keeps(one)}
+    feasible = {label: one.seconds.value for label, one in _approximations(kept, answer.budget).items()}
     best = min(feasible, key=lambda label: feasible[label], default=None)
     chosen = answer.fitting[0].label if answer.fitting else None
     held = regret = None
     if chosen is not None and chosen in truths:
         held = keeps(truths[chosen])
-        regret = feasible[chosen] / min(feasible.values()) if held else None
+        regret = feasible[chosen] / min(feasible.values()) if chosen in feasible else None
     question = answer.question
     return Trial(question.shape.describe(), question.tokens, kind, answer.outcome, chosen, best, held, regret)
+
+
+def _approximations(kept: Mapping[str, Figures], budget: Budget) -> Mapping[str, Figures]:
+    """Without an error limit those that beat the mean of V, if any do: the others are not looked for."""
+    better = {label: one for label, one in kept.items() if one.beats_mean}
+    return better if better and budget.max_error is None else kept
 
 
 def _score(group: str, trials: Sequence[Trial]) -> RegretScore:

@@ -89,6 +89,13 @@ class Figures:
     noisy: bool
     between: tuple[int, int]
 
+    @property
+    def beats_mean(self) -> bool:
+        """Whether the error is less than that of the mean of V; so too where one of them is not known."""
+        if self.error is None or self.mean_of_v_error is None:
+            return True
+        return self.error.value < self.mean_of_v_error.value
+
     def limited(self) -> dict[Limit, Figure]:
         """The figures that a budget can limit, without those that are not known."""
         figures: dict[Limit, Figure | None]

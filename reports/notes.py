@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Final
 
 from reports.answer import Candidate
@@ -22,6 +23,7 @@ def notes_on(
     """An error limit that nothing can keep, what the errors depend on, and how clean the rows are."""
     yield from rounding_note(candidates, question, budget)
     yield from _inputs_note(candidates)
+    yield from _floor_note(candidates)
     if ranked and ranked[0].figures.noisy:
         yield f"the time of {ranked[0].label} is noisy: its interval did not settle within the time it was given"
     commits = {row.commit for row in rows}
@@ -51,6 +53,17 @@ def rounding_note(candidates: Sequence[Candidate], question: Question, budget: B
 def output_rounding(dtype: str) -> float:
     """The relative error of an exact output that is rounded to a type: of significands even from 1 to 2, u / √7."""
     return float(2.0 ** -SIGNIFICAND_BITS[dtype] / math.sqrt(7))
+
+
+def _floor_note(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """The error that any approximation must stay below, on each kind of input."""
+    floors: dict[str, list[float]] = {}
+    for one in candidates:
+        if one.figures.mean_of_v_error is not None and one.figures.error_inputs is not None:
+            floors.setdefault(one.figures.error_inputs, []).append(one.figures.mean_of_v_error.value)
+    texts = [f"{error_text(median(known))} on {kind} inputs" for kind, known in sorted(floors.items())]
+    if texts:
+        yield f"the mean of V alone has an error of {' and '.join(texts)}: what is not closer approximates nothing"
 
 
 def _inputs_note(candidates: Sequence[Candidate]) -> Iterator[str]:

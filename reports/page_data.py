@@ -92,11 +92,12 @@ def _length(found: Explored, length: int, places: Mapping[str, int], texts: _Str
 
 
 def _cell(one: Candidate, place: int, texts: _Strings) -> list[Any]:
-    """Place, time, memory, error, extra memory, energy, whether it is noisy, and the texts of gaps and inputs."""
+    """Place, time, memory, error, extra memory, energy, noise, the texts of gaps and inputs, who loses to the mean."""
     figures = one.figures
     known = (figures.seconds, figures.total_bytes, figures.error, figures.extra_bytes, figures.energy_joules)
     gaps = (figures.error_gap, figures.memory_gap, figures.error_inputs or "")
-    return [place, *(_figure(figure) for figure in known), int(figures.noisy), *(texts.number(gap) for gap in gaps)]
+    numbers = (texts.number(gap) for gap in gaps)
+    return [place, *map(_figure, known), int(figures.noisy), *numbers, int(not one.beats_mean)]
 
 
 def _figure(figure: Figure | None) -> list[Any] | None:

@@ -53,6 +53,8 @@ class Shape:
         names = [name for name in mine if mine[name] != theirs[name]]
         if "heads" in names and self.heads == self.kv_heads and "kv_heads" in names:
             names.remove("kv_heads")
+        if "mode" in names and "queries" in names:
+            names.remove("queries")
         return [_field_text(name, mine[name]) for name in names]
 
     def distance(self, other: "Shape") -> tuple[int, int]:
@@ -66,4 +68,6 @@ class Shape:
 def _field_text(name: str, value: object) -> str:
     if name == "causal":
         return "causal" if value else "not causal"
+    if name == "queries":
+        return f"{value} queries" if value else "as many queries as keys"
     return str(value) if name in ("dtype", "device", "mode") else f"{name} {value}"

@@ -4,7 +4,8 @@ With its whole band inside a limit a variant keeps it; with its value inside, it
 inside only, it may; else it breaks it. What is not known breaks a limit. Those who keep every limit come before
 those who likely do, each by time, but for some that are much faster and nearly sure (`AHEAD`). Where others are as
 fast as the fastest within the noise, that is their bands overlap and their values differ by at most a tenth, an exact
-one goes first.
+one goes first. An approximation that is no better than the mean of V is none: unless an error limit admits it, it
+stands behind all that are better, in the same order.
 """
 
 import math
@@ -45,7 +46,15 @@ def judged(candidates: Sequence[Candidate], budget: Budget) -> tuple[list[Candid
     return fitting, broken
 
 
-def ranked(fitting: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def ranked(fitting: Sequence[Candidate], budget: Budget) -> tuple[Candidate, ...]:
+    """Best first; without an error limit those that are no better than the mean of V come last."""
+    if budget.max_error is not None:
+        return _ranked(fitting)
+    better, others = ([one for one in fitting if one.beats_mean is wanted] for wanted in (True, False))
+    return *_ranked(better), *_ranked(others)
+
+
+def _ranked(fitting: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Those who surely fit before those who likely do, see `AHEAD`; within each by time, ties led by an exact one."""
     sure = _by_time([one for one in fitting if not one.doubts])
     likely = _by_time([one for one in fitting if one.doubts])
@@ -98,7 +107,7 @@ def _doubt(name: Limit, figure: Figure, limit: float) -> tuple[str, Reason]:
 
 
 def _amount(name: Limit, value: float) -> str:
-    verb = {"time": "takes", "memory": "needs", "error": "error"}[name]
+    verb = {"time": "takes", "memory": "needs", "error": "has an error of"}[name]
     return f"{verb} {_value_text(name, value)}"
 
 

@@ -57,5 +57,5 @@ def limits_of(found: Explored, by: By) -> list[float]:
 def _winner(found: Explored, length: int, by: By, limit: float) -> str | None:
     budget = Budget(max_error=limit) if by == "error" else Budget(max_bytes=limit)
     fitting, _ = judged(found.answers[length].fitting, budget)
-    order = ranked(fitting)
+    order = ranked(fitting, budget)
     return order[0].label if order else None

@@ -61,9 +61,11 @@
     return `${found}, ${charts.digits(cell[place][1] / limit)} times the limit` + (judgement.kept === "may" ? "; may fit" : "");
   }
 
+  const LOSES = "no better than the mean of V";
+
   function candidateRow(one, budget) {
     const [, time, size, error] = one.cell;
-    const remarks = [one.tied ? "tied with the fastest" : "", one.cell[6] ? "noisy" : "", ...one.judgements.map((each) => reasonText(each, one.cell, budget))];
+    const remarks = [attnscapeRule.loses(one.cell) ? LOSES : "", one.tied ? "tied with the fastest" : "", one.cell[6] ? "noisy" : "", ...one.judgements.map((each) => reasonText(each, one.cell, budget))];
     const texts = [charts.figureText(time, charts.seconds), charts.figureText(size, charts.mib), charts.figureText(error, charts.error)];
     return made("tr", {}, made("th", {scope: "row"}, shape().curves[one.cell[0]].label), ...texts.map((text) => made("td", {}, text)), made("td", {}, remarks.filter(Boolean).join("; ")));
   }
@@ -88,7 +90,7 @@
     headline.dataset.outcome = found.outcome;
     headline.dataset.ranked = JSON.stringify(found.ranked.map((one) => shape().curves[one.cell[0]].label));
     headline.replaceChildren();
-    if (first) headline.append(made("strong", {}, shape().curves[first.cell[0]].label), ` ${OUTCOMES[found.outcome]}.`);
+    if (first) headline.append(made("strong", {}, shape().curves[first.cell[0]].label), ` ${OUTCOMES[found.outcome]}${attnscapeRule.loses(first.cell) ? `, but is ${LOSES}: here it approximates nothing` : ""}.`);
     else headline.append(OUTCOMES[found.outcome]);
     const out = [
       ...found.rejected.map((one) => [one.cell[0], one.judgements.map((each) => reasonText(each, one.cell, budget)).join("; ")]),

@@ -1,11 +1,12 @@
 // The rule of reports/verdict.py and reports/choice.py, on the figures that a page holds.
-// A cell: [curve, seconds, bytes, error, extra bytes, joules, noisy, error gap, memory gap, error inputs].
+// A cell: [curve, seconds, bytes, error, extra bytes, joules, noisy, error gap, memory gap, error inputs,
+// whether it is no better than the mean of V].
 // A figure: [mark, value] or [mark, value, least, most], null where it is not known; most is null without bound.
 "use strict";
 const attnscapeRule = (() => {
   const TIE_WITHIN = 1.1;
   const AHEAD = 1.25, ROOM = 1 / 3;
-  const PLACES = {time: 1, memory: 2, error: 3};
+  const PLACES = {time: 1, memory: 2, error: 3}, LOSES = 10;
 
   const value = (figure) => figure[1];
   const least = (figure) => (figure.length > 2 ? figure[2] : figure[1]);
@@ -67,10 +68,18 @@ const attnscapeRule = (() => {
   }
 
   // Who likely fits goes before those who surely do where it is much faster and nearly sure.
-  function ranking(sure, likely, budget) {
+  function ranking(fitting, exact, speed, budget) {
+    const sure = byTime(fitting.filter((one) => !one.judgements.length), exact, speed);
+    const likely = byTime(fitting.filter((one) => one.judgements.length), exact, speed);
     const ahead = likely.filter(
       (one) => sure.length && room(one, budget) >= ROOM && AHEAD * value(one.cell[1]) < value(sure[0].cell[1]));
     return [...ahead, ...sure, ...likely.filter((one) => !ahead.includes(one))];
+  }
+
+  // Without an error limit those that are no better than the mean of V come last.
+  function ranked(fitting, exact, speed, budget) {
+    if (budget.error !== null && budget.error !== undefined) return ranking(fitting, exact, speed, budget);
+    return [0, 1].flatMap((loses) => ranking(fitting.filter((one) => one.cell[LOSES] === loses), exact, speed, budget));
   }
 
   function impossible(floors, budget) {
@@ -87,15 +96,13 @@ const attnscapeRule = (() => {
     const judged = cells.map((cell) => ({cell, judgements: judgements(cell, budget), tied: false})).sort(speed);
     const fitting = judged.filter((one) => one.judgements.every((each) => each.kept === "likely"));
     const rejected = judged.filter((one) => !fitting.includes(one));
-    const sure = byTime(fitting.filter((one) => !one.judgements.length), exact, speed);
-    const likely = byTime(fitting.filter((one) => one.judgements.length), exact, speed);
-    const ranked = ranking(sure, likely, budget);
+    const order = ranked(fitting, exact, speed, budget);
     let outcome = "unknown";
-    if (ranked.length) outcome = ranked[0].judgements.length ? "likely" : "fits";
+    if (order.length) outcome = order[0].judgements.length ? "likely" : "fits";
     else if (impossible(at.floors, budget)) outcome = "impossible";
     else if (cells.length) outcome = "nothing fits";
-    return {outcome, ranked, rejected};
+    return {outcome, ranked: order, rejected};
   }
 
-  return {choose, value, least, most};
+  return {choose, value, least, most, loses: (cell) => cell[LOSES] === 1};
 })();
