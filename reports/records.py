@@ -221,9 +221,15 @@ def _content(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise ResultsError(f"no results at {file}; `attnscape run --out {file.parent}` writes them") from None
+        raise ResultsError(_nothing_at(file)) from None
     except OSError as error:
         raise ResultsError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _nothing_at(path: Path) -> str:
+    """How to fill a folder that is not there, or that of a file."""
+    folder = path.parent if path.suffix in (".jsonl", ".parquet") else path
+    return f"no results at {path}; `attnscape run --out {folder}` writes them"
 
 
 def _rows(file: Path, content: bytes) -> Iterator[Row]:
@@ -250,7 +256,7 @@ def _parquet_rows(file: Path) -> list[Row]:
                 raise ResultsError(_other_schema(file, number, line.get("schema")))
         return [msgspec.convert(line, Row) for line in lines]
     except FileNotFoundError:
-        raise ResultsError(f"no results at {file}; `attnscape run --out {file.parent}` writes them") from None
+        raise ResultsError(_nothing_at(file)) from None
     except OSError as error:
         raise ResultsError(f"cannot read {file}: {error.strerror or error}") from error
     except msgspec.ValidationError as error:

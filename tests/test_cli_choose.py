@@ -74,6 +74,25 @@ def test_interpolated_figures_are_marked(results: Path, capsys: pytest.CaptureFi
     assert "~ is interpolated; time and memory between the measured 4096 and 16384 tokens." in out
 
 
+def test_advice_that_loses_to_the_mean_of_v_says_so(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("choose", "--results", results, "--tokens", 4096)
+    assert run(*asked, "--max-ms", 30, "--max-error", 2) == 0
+    fast = "linear_scan/chunked"
+    assert f"Take {fast}" in capsys.readouterr().out
+    lines = [one for one in landscape() if one["case"]["variant"] in ("local_window/tiled", "full/matmul")]
+    write(results, lines)
+    assert run(*asked, "--max-ms", 30) == 0
+    out, _ = capsys.readouterr()
+    assert "Take local_window/tiled (window 256)" in out
+    assert "It is no better than the mean of V, whose error is 0.80: here it approximates nothing." in out
+    assert "no better than mean" in out
+    assert run(*asked) == 0
+    out, _ = capsys.readouterr()
+    assert "Take full/matmul" in out
+    assert "Faster, but no better than the mean of V: local_window/tiled (window 256)." in out
+    assert "The mean of V alone has an error of 0.80 on normal inputs: what is not closer approximates nothing." in out
+
+
 def test_nothing_fits(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("choose", "--results", results, "--tokens", 4096, "--max-ms", 1, "--max-error", 1e-9) == 1
     out, _ = capsys.readouterr()
@@ -81,6 +100,17 @@ def test_nothing_fits(results: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "time alone: no rise of it helps" in out
     assert "all together: --max-ms" in out
     assert "below the rounding of float32" in out
+
+
+def test_sure_and_likely_budgets_are_told_apart(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("choose", "--results", results, "--tokens", 3000, "--max-ms", 1) == 1
+    lines = capsys.readouterr().out.splitlines()
+    sure = lines.index("To be sure, the nearest budgets:")
+    likely = lines.index("The nearest budgets that something likely fits:")
+    budgets = [float(lines[place + 1].split()[3]) for place in (sure, likely)]
+    assert all("time alone: --max-ms" in lines[place + 1] for place in (sure, likely)) and budgets[1] < budgets[0]
+    assert run("choose", "--results", results, "--tokens", 3000, "--max-ms", budgets[1]) == 0
+    assert "Likely take" in capsys.readouterr().out
 
 
 def test_the_named_budget_fits_when_it_is_typed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +204,23 @@ def test_bad_results_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "has schema 2" in refusal(capsys, *asked, folder)
     file.write_bytes(b"")
     assert "holds no measurements" in refusal(capsys, *asked, folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "advised"),
+    [(None, "results"), ("/nosuch", "/nosuch"), ("a/b", "a/b"), ("a/measurements.jsonl", "a"), ("a/b.parquet", "a")],
+)
+def test_results_that_are_not_there_name_the_folder_to_fill(
+    asked: str | None, advised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    err = refusal(capsys, "choose", "--tokens", 256, *(("--results", asked) if asked else ()))
+    assert f"`attnscape run --out {advised}` writes them" in err
+
+
+def test_a_doubt_is_a_sentence(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("choose", "--results", results, "--tokens", 3000, "--max-ms", 60, "--max-error", 0.291) == 0
+    assert "It need not fit: it has an error of 0.29, but its band reaches up to" in capsys.readouterr().out
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
