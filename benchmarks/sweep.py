@@ -21,6 +21,7 @@ from benchmarks.references import References
 from benchmarks.session_times import ROUNDS, Entry, add_ceiling, add_times, settled
 from benchmarks.side_by_side import lanes_of, side_by_side
 from benchmarks.workers import Fault, Worker, Workers, end_all
+from variants import Problem
 from variants.catalogue import BASELINE, load
 
 FEWEST_ROUNDS = 3
@@ -438,6 +439,7 @@ class Sweep:
         case, problem = entry.case, entry.case.problem()
         variant = load(case.variant)
         chosen = variant.definition.resolve(case.parameters)
+        pairs = variant.definition.visible_pairs(problem, **chosen)
         row = Measurement(
             key=case.key(self.machine["key"]),
             run=self.run,
@@ -457,8 +459,8 @@ class Sweep:
             predicted_bytes=variant.predicted_bytes(problem, chosen),
             useful_flops=variant.definition.useful_flops(problem, chosen),
             executed_flops=variant.flops(problem, chosen),
-            traffic_bytes=problem.input_output_bytes,
-            visible_pairs=variant.definition.visible_pairs(problem, **chosen),
+            traffic_bytes=traffic_bytes(problem, pairs),
+            visible_pairs=pairs,
         )
         for name, value in entry.figures.items():
             if name not in ("status", "warm_seconds"):
@@ -467,6 +469,12 @@ class Sweep:
             add_times(row, entry, baseline, twin)
             add_ceiling(row, self.machine["ceilings"])
         return row
+
+
+def traffic_bytes(problem: Problem, pairs: int) -> int:
+    """What must be moved: q, the output, and the keys and values that `pairs` visible pairs of a head can touch."""
+    unseen = max(0, problem.kv_tokens - pairs)
+    return problem.input_output_bytes - 2 * problem.key_bytes * unseen // max(1, problem.kv_tokens)
 
 
 def _by_problem(cases: Sequence[Case]) -> list[list[Case]]:

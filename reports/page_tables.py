@@ -110,7 +110,7 @@ def _figures_row(length: int, curve: Curve, row: Row, card: bool) -> tuple[str, 
 def _flags(row: Row) -> Iterator[str]:
     if row.noisy:
         yield "noisy"
-    if row.ceiling_share is not None and row.ceiling_share > 1:
+    if row.doubtful:
         yield "faster than the machine's ceiling: doubt it"
     if row.host_bound_share:
         yield f"waits for the host in {row.host_bound_share:.0%} of its calls"

@@ -139,6 +139,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             return self.baseline
         return f"{self.baseline} ({'causal' if self.baseline_causal else 'not causal'})"
 
+    @property
+    def moved_bytes(self) -> int | None:
+        """The traffic without the keys and values that the definition shows to no query, as most of a window's cache.
+
+        Rows that were measured earlier count the whole cache in `traffic_bytes`.
+        """
+        if self.traffic_bytes is None or self.visible_pairs is None:
+            return self.traffic_bytes
+        shape, keys = self.case.shape, self.case.kv_tokens
+        unseen = max(0, keys - self.visible_pairs)
+        return min(self.traffic_bytes, shape.input_output_bytes(keys) - shape.cache_bytes(unseen))
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it was faster than the machine's ceilings; where keys are left out, its traffic sets the ceiling."""
+        if self.ceiling_share is None or not self.traffic_bytes:
+            return (self.ceiling_share or 0.0) > 1
+        return self.ceiling_share * (self.moved_bytes or 0) / self.traffic_bytes > 1
+
 
 class _Stamp(msgspec.Struct):
     schema: int

@@ -35,10 +35,10 @@ def roofline_of(curves: Sequence[Curve], card: Card | None, dtype: str) -> Roofl
     """The points with times, FLOPs and bytes; None where there are none, or the ceilings are not known."""
     peak = card.flop_per_second.get(dtype) if card else None
     points = tuple(
-        RooflinePoint(curve.label, length, row.useful_flops / row.traffic_bytes, row.useful_flops / row.seconds)
+        RooflinePoint(curve.label, length, row.useful_flops / row.moved_bytes, row.useful_flops / row.seconds)
         for curve in curves
         for length, row in curve.rows().items()
-        if row.status == "ok" and row.seconds and row.useful_flops and row.traffic_bytes
+        if row.status == "ok" and row.seconds and row.useful_flops and row.moved_bytes
     )
     if card is None or peak is None or not points:
         return None

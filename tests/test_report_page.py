@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -426,6 +427,17 @@ def test_of_a_card_all_three_times_are_shown_and_what_disturbed_them() -> None:
     )
     assert flash[-1] == ""
     assert "hot" not in figures_table(CURVES).header
+
+
+@pytest.mark.parametrize(("share", "doubted"), [(60.0, False), (80.0, True)])
+def test_a_window_in_decode_need_not_move_the_whole_cache(share: float, doubted: bool) -> None:
+    whole = 2 * 8 * 64 * 4 * (1 + 16384)
+    figures = {"ceiling_share": share, "traffic_bytes": whole}
+    (row,) = as_rows([measured("local_window/tiled", 16384, mode="decode", figures=figures)])
+    assert row.moved_bytes == 2 * 8 * 64 * 4 * (1 + 256), "63.75 times less"
+    assert row.doubtful is doubted
+    counted = msgspec.structs.replace(row, traffic_bytes=row.moved_bytes)
+    assert (counted.moved_bytes, counted.doubtful) == (row.moved_bytes, True)
 
 
 def test_statuses_and_reasons_are_all_there() -> None:

@@ -19,7 +19,7 @@ from benchmarks.process_memory import predicted_process_bytes
 from benchmarks.provenance import Provenance
 from benchmarks.reference_files import own_bytes, shared_bytes
 from benchmarks.session_times import ROUNDS, Entry, add_ceiling, settled
-from benchmarks.sweep import Settings, Sweep, plan_cases
+from benchmarks.sweep import Settings, Sweep, plan_cases, traffic_bytes
 from benchmarks.workers import Fault
 from variants import Problem
 from variants.catalogue import BASELINE
@@ -424,6 +424,16 @@ def timed_row(seconds: float) -> Measurement:
         ratio=0.1, ratio_low=0.1, ratio_high=0.1, cpu_ratio=0.1, twin_ratio=1.0, extra_bytes=1,
         useful_flops=10**9, traffic_bytes=10**6,
     )  # fmt: skip
+
+
+def test_keys_that_no_query_sees_are_no_traffic() -> None:
+    decode = Problem.of_length(1000, mode="decode", heads=4, kv_heads=2, head_dim=8)
+    once = 4 * 8 * 4  # q of four heads in float32
+    assert traffic_bytes(decode, 1000) == decode.input_output_bytes == 2 * once + 2 * 1000 * once // 2
+    assert traffic_bytes(decode, 250) == 2 * once + 2 * 250 * once // 2
+    forward = Problem(tokens=1000)
+    assert traffic_bytes(forward, 16 * 1000) == forward.input_output_bytes
+    assert traffic_bytes(Problem(tokens=0), 0) == 0
 
 
 def test_a_figure_beyond_the_ceiling_is_refused() -> None:
