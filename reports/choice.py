@@ -1,7 +1,7 @@
 """Which variant fits a budget, from the measured rows of one machine; `reports.verdict` holds the rule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from reports.answer import COMPARED_ONLY, Answer, Candidate, Outcome, Rejected
@@ -122,6 +122,13 @@ def _require_coverage(rows: Sequence[Row], found: Sequence[Curve], question: Que
 
 
 def _other_shapes(rows: Sequence[Row], wanted: Shape) -> str:
+    other = replace(wanted, causal=not wanted.causal)
+    if wanted.mode == "decode" and any(row.case.shape == other for row in rows):
+        missing, there = ("--causal", "--no-causal")[:: 1 if wanted.causal else -1]
+        return (
+            f"decode was measured with {there}, not with {missing}: exact attention of one query sees the same keys "
+            f"under both, so ask with {there}; what a window sees may differ"
+        )
     shapes = sorted({row.case.shape for row in rows}, key=lambda shape: (wanted.distance(shape), shape.describe()))
     texts = [", ".join(shape.differences(wanted)) for shape in shapes[:_SHAPES_NAMED]]
     more = f"; and {len(shapes) - _SHAPES_NAMED} more" if len(shapes) > _SHAPES_NAMED else ""

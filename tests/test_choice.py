@@ -358,6 +358,15 @@ def test_other_modes_and_queries_are_named_as_a_user_would() -> None:
     assert (five.differences(forward), forward.differences(five)) == (["5 queries"], ["as many queries as keys"])
 
 
+@pytest.mark.parametrize(("causal", "there"), [(True, "--causal"), (False, "--no-causal")])
+def test_decode_under_the_other_mask_says_which_to_ask_for(causal: bool, there: str) -> None:
+    rows = as_rows([measured("full/matmul", 1024, mode="decode", causal=causal)])
+    with pytest.raises(ResultsError, match=rf"sees the same keys under both, so ask with {there};"):
+        ask(rows, 1024, mode="decode", causal=not causal)
+    with pytest.raises(ResultsError, match="closest first: heads 8"):
+        ask(rows, 1024, mode="decode", causal=causal, heads=4)
+
+
 def test_lengths_beyond_the_measured_ones_are_refused() -> None:
     for tokens, how in ((65537, "more than 4 times beyond"), (255, "below")):
         with pytest.raises(ResultsError, match=rf"{tokens} tokens is {how} the measured lengths \(256 to 16384\)"):
