@@ -34,6 +34,16 @@ def test_predictable_curves_are_chosen_without_regret() -> None:
     assert whole.claims_held is not None and whole.claims_held >= 0.95
 
 
+def test_what_loses_to_the_mean_of_v_is_no_answer_missed() -> None:
+    fast = {"seconds": 1e-5, **SAME_SPEED}
+    lines = [measured("local_window/tiled", at, figures=fast) for at in LENGTHS]
+    others = [row for row in rows() if row.case.variant != "local_window/tiled"]
+    report = validate_choice([*others, *as_rows(lines)], DESCRIPTION, 10)
+    regrets = [trial.regret for trial in report.trials if trial.regret is not None]
+    assert len(regrets) > 10 and max(regrets) < 50, "the window is a hundred times as fast"
+    assert "linear_scan/chunked" in {trial.best for trial in report.trials}
+
+
 def test_a_leader_that_falls_behind_is_seen() -> None:
     beyond = validate_choice(rows(surprise=10.0), DESCRIPTION, 100).scores[2]
     honest = validate_choice(rows(), DESCRIPTION, 100).scores[2]
