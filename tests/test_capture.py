@@ -142,6 +142,17 @@ def test_a_program_without_attention_leaves_no_file(tmp_path: Path, capfd: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["idle.py"]
 
 
+@pytest.mark.parametrize(("ends", "status"), [("", 2), ("import sys; sys.exit(3)", 3)])
+def test_a_program_runs_where_its_python_cannot_record(tmp_path: Path, ends: str, status: int) -> None:
+    (tmp_path / "bare.py").write_text(f"import sys\nprint(*sys.argv[1:])\n{ends}")
+    bare = (sys.executable, "-S")  # without any installed package
+    done = capture(tmp_path / "q.safetensors", *bare, tmp_path / "bare.py", "--batch", "1")
+    assert (done.returncode, done.stdout) == (status, "--batch 1\n")
+    cannot, unwritten = done.stderr.splitlines()
+    assert cannot.startswith(f"attnscape: {sys.executable} cannot record: No module named ")
+    assert unwritten == f"attnscape: {tmp_path / 'q.safetensors'} was not written"
+
+
 def test_a_program_that_fails_keeps_its_status_and_what_was_recorded(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
