@@ -111,8 +111,23 @@ def inputs(tokens: int, kv_tokens: int, *, heads: int = 2, kv_heads: int = 1, sc
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_definition_has_a_test_that_names_it(name: str) -> None:
-    modules = Path(__file__).parent.glob("test_*.py")
-    assert any(re.search(rf"\b{name}\b", module.read_text("utf-8")) for module in modules)
+    assert not untested(name, [module.read_text("utf-8") for module in Path(__file__).parent.glob("test_*.py")])
+
+
+def untested(name: str, modules: list[str]) -> str:
+    """What to add where no test names a definition."""
+    if any(re.search(rf"\b{name}\b", text) for text in modules):
+        return ""
+    return (
+        f"no tests/test_*.py names the definition {name!r}: add a hand-drawn picture of its mask to "
+        "tests/test_masks.py, and a hand count of its visible pairs (CONTRIBUTING.md, Add a definition)"
+    )
+
+
+def test_a_definition_without_a_test_is_told_what_to_add() -> None:
+    said = untested("uniform", ["a uniformity", "full"])
+    assert "'uniform'" in said and "tests/test_masks.py" in said and "visible pairs" in said
+    assert not untested("uniform", ["full", 'load("uniform/mean")'])
 
 
 @pytest.mark.parametrize(
