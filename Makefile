@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 bench: $(INSTALLED)
-	$(BIN)/attnscape run --skip-compiled --variants $(FAMILIES) --tokens 256:4096 --inputs $(INPUTS) --seconds $(SECONDS_TO_MEASURE) --out $(RESULTS)
+	$(BIN)/attnscape run --skip-compiled --variants $(FAMILIES) --tokens 256:4096 --inputs $(INPUTS) --seconds $(SECONDS_TO_MEASURE) --out $(RESULTS) || test $$? -eq 1
 	$(BIN)/attnscape report --results $(RESULTS)
 	grep -qs '"$(shell uname -n)"' $(HOME)/.asv-machine.json || $(BIN)/asv machine --yes
 	git diff --quiet HEAD || echo "note: there are changes since HEAD, and asv files their figures under HEAD"

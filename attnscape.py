@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 NOTHING_FITS: Final = 1
+WRONG: Final = 1
 TUNING_SECONDS: Final = 300.0
 RESULTS: Final = Path("results")
 ASV_RESULTS: Final = Path(".asv/results")
@@ -344,12 +345,16 @@ def check(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    heads: HeadsOption = 4,
+    kv_heads: Annotated[int, typer.Option(help="Heads of keys and values; 0: as many as heads.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter: window=128.")] = None,
     skip_compiled: SkipCompiledOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Hold each ready variant against its float64 oracle and against exact attention, causal and not.
 
+    Besides, on normal inputs, where a variant runs them: grouped heads, more keys than queries, and another value of
+    each parameter that is not set.
     Exit status: 0 where every variant is right, 1 where one is not, 2 on bad input.
 
     \b
@@ -357,12 +362,14 @@ def check(
       attnscape check local_window --tokens 1000
     """  # noqa: D301  # \b keeps the example's line breaks
     from benchmarks.campaign import check_variants, usable_threads
+    from benchmarks.check_cases import further_cases
+    from benchmarks.inventory import describe
     from benchmarks.request_options import request_of
     from benchmarks.sweep import Settings
     from reports.progress import progress_of
     from reports.records import decoded
-    from reports.row_tables import check_table
-    from reports.text_table import Table, write_blocks
+    from reports.row_tables import check_table, left_out
+    from reports.text_table import write_blocks
 
     with _refusing_requests():
         request = request_of(
@@ -376,22 +383,23 @@ def check(
             timed=False,
             skip_compiled=skip_compiled,
             device=device,
-            heads=4,
+            heads=heads,
+            kv_heads=kv_heads,
         )
+        further = further_cases(request)
         threads = usable_threads()
         with progress_of("checked") as progress:
-            found = check_variants(request, Settings(seconds=0, threads=threads), progress, machine_device=device)
+            how = Settings(seconds=0, threads=threads)
+            found = check_variants(request, how, progress, machine_device=device, further=further)
     rows = decoded(found)
     checked = [row for row in rows if row.status != "unsupported"]
     wrong = [row for row in checked if row.status != "ok"]
     if as_json:
         _print_rows(found)
     else:
-        refused = sorted({row.case.variant for row in rows if row.status == "unsupported"})
-        blocks: list[str | Table] = [check_table(checked), f"{len(checked) - len(wrong)} of {len(checked)} are right."]
-        if refused:
-            blocks.append(f"Not on this machine (`attnscape list` says why): {', '.join(refused)}.")
-        write_blocks(blocks, sys.stdout)
+        elsewhere = {name for name in {row.case.variant for row in rows} if not describe(name).ready_on}
+        summary = f"{len(checked) - len(wrong)} of {len(checked)} are right."
+        write_blocks([check_table(checked), summary, *left_out(rows, elsewhere)], sys.stdout)
     raise typer.Exit(1 if wrong or not checked else 0)
 
 
@@ -508,61 +516,66 @@ def run(
 ) -> None:
     """Measure time, memory and errors; every row is on the disk at once, and a second run goes on where it stopped.
 
+    Exit status: 0, 1 where a row of this run is wrong, 2 on bad input, 130 where it was stopped.
+
     \b
     Example:
       attnscape run --variants full,local_window --tokens 256:8192 --causal --seconds 300
     """  # noqa: D301  # \b keeps the example's line breaks
-    from dataclasses import replace
+    _require_positive(seconds=seconds, timeout=timeout, processes=processes)
+    _require_positive(stop_after=stop_after, longest_call=longest_call)
+    _require_threads(threads)
+    with _going_on(out):
+        from dataclasses import replace
 
-    from benchmarks.campaign import run_campaign
-    from benchmarks.request_options import request_of
-    from benchmarks.shard import Shard
-    from benchmarks.sweep import Settings
-    from reports.progress import progress_of
+        from benchmarks.campaign import run_campaign, usable_threads
+        from benchmarks.request_options import request_of
+        from benchmarks.shard import Shard
+        from benchmarks.sweep import Settings
+        from reports.progress import progress_of
 
-    with _refusing_requests():
-        request = request_of(
-            _words(variants),
-            tokens,
-            _words(mode),
-            [False, True] if causal is None else [causal],
-            inputs,
-            settings,
-            dtype=dtype,
-            timed=True,
-            skip_compiled=skip_compiled,
-            device=device,
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-        )
-        request = replace(request, shard=None if shard is None else Shard.parse(shard))
-        if only_plan:
-            _print_plan(request, as_json)
-            return
-        _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1, processes=processes)
-        _require_positive(stop_after=stop_after, longest_call=longest_call)
-        stop, longest = (float("inf") if given is None else given for given in (stop_after, longest_call))
-        how = Settings(
-            seconds=seconds,
-            threads=threads,
-            timeout_seconds=timeout,
-            baseline_causal=baseline_causal,
-            energy=energy,
-            stop_after_seconds=stop,
-            processes=processes,
-            longest_call_seconds=longest,
-        )
-        with progress_of("measured") as progress:
-            outcome = run_campaign(
-                request, out, how, progress, machine_device=device, executor=(executor, executor_settings or [])
+        with _refusing_requests():
+            request = request_of(
+                _words(variants),
+                tokens,
+                _words(mode),
+                [False, True] if causal is None else [causal],
+                inputs,
+                settings,
+                dtype=dtype,
+                timed=True,
+                skip_compiled=skip_compiled,
+                device=device,
+                batch=batch,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
             )
-    out = request.folder(out)
-    _print_outcome(outcome, out, as_json)
-    if outcome.interrupted:
-        print(f"attnscape: stopped; what is done is in {out}, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+            request = replace(request, shard=None if shard is None else Shard.parse(shard))
+            if only_plan:
+                _print_plan(request, as_json)
+                return
+            if executor == "local":
+                _require_threads(threads, usable_threads())
+            stop, longest = (float("inf") if given is None else given for given in (stop_after, longest_call))
+            how = Settings(
+                seconds=seconds,
+                threads=threads,
+                timeout_seconds=timeout,
+                baseline_causal=baseline_causal,
+                energy=energy,
+                stop_after_seconds=stop,
+                processes=processes,
+                longest_call_seconds=longest,
+            )
+            with progress_of("measured") as progress:
+                outcome = run_campaign(
+                    request, out, how, progress, machine_device=device, executor=(executor, executor_settings or [])
+                )
+        _print_outcome(outcome, request.folder(out), as_json)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        raise typer.Exit(WRONG if any(row.status == "wrong" for row in outcome.rows) else 0)
 
 
 @app.command()
@@ -1172,6 +1185,23 @@ def _require_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < float("inf"):
             raise BadInput(f"--{name.replace('_', '-')} must be positive, not {value:g}")
+
+
+def _require_threads(threads: int, usable: float = float("inf")) -> None:
+    if threads < 0:
+        raise BadInput(f"--threads must be 0, for all that this process may use, or how many, not {threads}")
+    if threads > usable:
+        raise BadInput(f"--threads must be at most {usable:g}, which is what this process may use, not {threads}")
+
+
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Say after Ctrl-C, whenever it comes, that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"attnscape: stopped; what is done is in {out}, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_plan(request: "Request", as_json: bool) -> None:

@@ -276,12 +276,12 @@ def uninterrupted() -> Iterator[None]:
 
 
 def check_variants(
-    request: Request, settings: Settings, progress: Progress, *, machine_device: str
+    request: Request, settings: Settings, progress: Progress, *, machine_device: str, further: Sequence[Case] = ()
 ) -> list[Measurement]:
-    """Every case of the request against its oracles, without times and without a store."""
+    """Every case of the request and those further ones against their oracles, without times and without a store."""
     timed, untimed = request.cases()
     require_device(machine_device)
-    cases = [*timed, *untimed]
+    cases = [*timed, *untimed, *further]
     rows: list[Measurement] = []
     with Workers() as workers:
         machine = {"key": machine_device, "ceilings": {}}

@@ -1,6 +1,6 @@
-"""Rows of a results file as tables for a terminal: what a run measured, and what a check found."""
+"""Rows of a results file as tables for a terminal: what a run measured, what a check found, and what was left out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from reports.curve import labelled
 from reports.quantities import digits, error_text, mib_text, seconds_text
@@ -22,7 +22,7 @@ def run_table(rows: Sequence[Row]) -> Table:
 def _run_line(row: Row) -> tuple[str, ...]:
     return (
         labelled(row.case.variant, row.case.parameters),
-        "yes" if row.case.causal else "no",
+        _mask(row),
         str(row.case.length),
         "–" if row.seconds is None else seconds_text(row.seconds),
         "–" if row.ratio is None else digits(row.ratio),
@@ -35,14 +35,17 @@ def _run_line(row: Row) -> tuple[str, ...]:
 
 def check_table(rows: Iterable[Row]) -> Table:
     """One line for each variant, problem and kind of input that was checked."""
-    header = ("variant", "causal", "inputs", "status", "implementation", "approximation", "mean of V", "reason")
+    figures = ("implementation", "approximation", "mean of V")
+    header = ("variant", "causal", "heads", "tokens", "inputs", "status", *figures, "reason")
     return Table(
         title="Errors: of the implementation against its own definition, of that definition against exact attention",
         header=header,
         rows=tuple(
             (
                 labelled(row.case.variant, row.case.parameters),
-                "yes" if row.case.causal else "no",
+                _mask(row),
+                _of_both(row.case.heads, row.case.kv_heads),
+                _of_both(row.case.tokens, row.case.kv_tokens),
                 row.case.inputs,
                 row.status,
                 _error(row.implementation_error),
@@ -52,20 +55,61 @@ def check_table(rows: Iterable[Row]) -> Table:
             )
             for row in rows
         ),
-        right=frozenset({4, 5, 6}),
+        right=frozenset({6, 7, 8}),
     )
 
 
 def failures_table(rows: Iterable[Row]) -> Table | None:
-    """Reasons of the rows without figures, each with the variants and lengths it met; None where there are none."""
-    met: dict[tuple[str, str, str], list[int]] = {}
+    """Reasons of the rows without figures, each with the variants and problems it met; None where there are none."""
+    met: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row.status != "ok":
-            met.setdefault((row.case.variant, row.status, row.reason), []).append(row.case.length)
+            met.setdefault((row.case.variant, row.status, row.reason), []).append(row)
     if not met:
         return None
-    lines = tuple((*key, ", ".join(map(str, sorted(set(lengths))))) for key, lengths in met.items())
-    return Table(title="Without figures", header=("variant", "status", "reason", "tokens"), rows=lines)
+    lines = tuple(
+        (
+            *key,
+            _joined(_mask(row) for row in same),
+            _joined(row.case.inputs for row in same),
+            ", ".join(map(str, sorted({row.case.length for row in same}))),
+        )
+        for key, same in met.items()
+    )
+    return Table("Without figures", ("variant", "status", "reason", "causal", "inputs", "tokens"), lines)
+
+
+def left_out(rows: Iterable[Row], elsewhere: Collection[str]) -> list[str | Table]:
+    """The problems that variants were left out of, with the reasons; of those that run `elsewhere` only, the names."""
+    refused = [row for row in rows if row.status == "unsupported"]
+    met: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in refused:
+        if row.case.variant not in elsewhere:
+            heads, tokens = _of_both(row.case.heads, row.case.kv_heads), _of_both(row.case.tokens, row.case.kv_tokens)
+            met.setdefault((row.case.variant, row.reason, heads, tokens), []).append(row)
+    lines = tuple(
+        (variant, _joined(_mask(row) for row in same), heads, tokens, _joined(row.case.inputs for row in same), reason)
+        for (variant, reason, heads, tokens), same in met.items()
+    )
+    found: list[str | Table] = []
+    if lines:
+        found.append(Table("Left out", ("variant", "causal", "heads", "tokens", "inputs", "reason"), lines))
+    if never := sorted({row.case.variant for row in refused} & {*elsewhere}):
+        found.append(f"Not on this machine (`attnscape list` says why): {', '.join(never)}.")
+    return found
+
+
+def _mask(row: Row) -> str:
+    return "yes" if row.case.causal else "no"
+
+
+def _of_both(queries: int, keys: int) -> str:
+    """A count of queries, and of keys where that is another."""
+    return str(queries) if queries == keys else f"{queries} over {keys}"
+
+
+def _joined(words: Iterable[str]) -> str:
+    return ", ".join(sorted(set(words)))
 
 
 def _error(error: float | None) -> str:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import attnscape
+from benchmarks.campaign import Outcome
 from benchmarks.measurement import Measurement
 from variants.catalogue import names
 
@@ -85,8 +86,10 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_of_ours(monkeypatch: pyt
 def test_check_finds_the_window_right(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "check", *WINDOWS, "--tokens", "40", "--inputs", "normal", "--set", "window=8")
     assert status == 0
-    assert "4 of 4 are right." in out
+    assert "8 of 8 are right." in out
     assert "local_window/tiled (window 8)" in out
+    assert re.search(r"tiled \(window 8\) +yes +4 over 2 +40 +normal +ok", out)
+    assert re.search(r"tiled \(window 8\) +yes +4 +40 over 61 +normal +ok", out)
 
 
 def test_check_ends_with_1_where_a_variant_is_wrong(
@@ -98,6 +101,65 @@ def test_check_ends_with_1_where_a_variant_is_wrong(
     assert status == 1
     assert "0 of 1 are right." in out
     assert wrong.reason in out
+
+
+def test_check_names_the_problems_that_a_variant_was_left_out_of(
+    capsys: pytest.CaptureFixture[str], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = rows_of(results)[0]
+    decoding = msgspec.structs.replace(row.case, tokens=1, kv_tokens=77, inputs="q.safetensors#3@0123abcd")
+    refused = msgspec.structs.replace(row, case=decoding, status="unsupported", reason="as many queries as keys only")
+    card = msgspec.structs.replace(row.case, variant="memory_efficient/sdpa_cudnn")
+    absent = msgspec.structs.replace(row, case=card, status="unsupported", reason="needs CUDA")
+    monkeypatch.setattr("benchmarks.campaign.check_variants", lambda *_, **__: [row, refused, absent])
+    status, out, _ = call(capsys, "check")
+    left = out[out.index("Left out") :]
+    assert status == 0
+    assert re.search(rf"{row.case.variant} +yes +8 +1 over 77 +{decoding.inputs} +{refused.reason}", left)
+    assert "Not on this machine (`attnscape list` says why): memory_efficient/sdpa_cudnn." in left
+
+
+def test_a_run_ends_with_1_where_a_row_of_it_is_wrong(
+    capsys: pytest.CaptureFixture[str], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = rows_of(results)[0]
+    cases = [msgspec.structs.replace(row.case, causal=causal, inputs=inputs) for causal, inputs in WRONG_ON]
+    rows = [
+        msgspec.structs.replace(row, case=case, status="wrong", reason=f"implementation error {n}e-1 > 2e-05")
+        for n, case in enumerate(cases)
+    ]
+    for found, expected in (([], 0), ([row], 0), ([row, *rows], 1)):
+        outcome = Outcome(rows=found, seconds=1.0)
+        monkeypatch.setattr("benchmarks.campaign.run_campaign", lambda *_, outcome=outcome, **__: outcome)
+        status, out, _ = call(capsys, "run", "--variants", "full/matmul")
+        assert status == expected
+    for (causal, inputs), wrong in zip(WRONG_ON, rows, strict=True):
+        assert re.search(rf"{re.escape(wrong.reason)} +{'yes' if causal else 'no'} +{inputs} +64\n", out)
+
+
+WRONG_ON = [(False, "normal"), (True, "normal"), (True, "peaky")]
+
+
+def test_a_run_without_time_is_refused_before_torch_is_loaded() -> None:
+    code = (
+        "import sys, attnscape; status = attnscape.main(['run', '--seconds', '0']);"
+        "sys.exit(10 * ('torch' in sys.modules) + status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "attnscape: --seconds must be positive, not 0\n")
+
+
+@pytest.mark.parametrize("at", ["benchmarks.request_options.request_of", "benchmarks.campaign.run_campaign"])
+def test_ctrl_c_before_the_first_row_says_that_the_same_command_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(at, interrupted)
+    status, out, err = call(capsys, "run", "--variants", "full/matmul", "--out", "kept")
+    said = "attnscape: stopped; what is done is in kept, and the same command goes on from there\n"
+    assert (status, out, err) == (130, "", said)
 
 
 def test_a_run_writes_a_row_for_each_case_with_its_machine(results: Path) -> None:
@@ -164,7 +226,9 @@ def test_a_plan_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["run", "--set", "window=0"], "window must be a whole number from 1"),
         (["run", "--seconds", "nan"], "--seconds must be positive"),
         (["run", "--seconds", "-1"], "--seconds must be positive"),
-        (["run", "--threads", "-1"], "--threads must be positive"),
+        (["run", "--threads", "-1"], "--threads must be 0, for all that this process may use, or how many, not -1"),
+        (["run", "--threads", "4096"], "which is what this process may use, not 4096"),
+        (["check", "--heads", "6", "--kv-heads", "4"], "4 does not divide 6"),
         (["check", "no_such/thing"], "unknown variant 'no_such/thing'"),
         (["check", "--tokens", "many"], "a whole number from 1"),
         (["run", "--no-such-option"], "--no-such-option"),
