@@ -61,8 +61,8 @@ def capture_here(
     capfd: pytest.CaptureFixture[str], out: Path, *program: object, options: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """The same by a command in this process, which has imported torch already; the program has one of its own."""
-    words = ["capture", "--out", out, *options, "--", *program]
-    status = attnscape.main([str(word) for word in words])
+    words = [str(word) for word in ("capture", "--out", out, *options, "--", *program)]
+    status = attnscape.main(words)
     return subprocess.CompletedProcess(words, status, *capfd.readouterr())
 
 

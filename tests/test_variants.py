@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -16,9 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.accuracy import gradient_error, relative_error
 from benchmarks.inputs import KINDS, make_inputs
-from tests.ready_variants import READY, SMALL, call, draw, reference, reference_gradients, small_parameters
+from tests.ready_variants import READY, call, draw, reference, reference_gradients, small_parameters
 from variants import Problem
 from variants.catalogue import load
+from variants.definition import Definition, InvalidParameter, Parameter
 from variants.dtypes import TORCH_DTYPES
 from variants.problem import DTYPE_BYTES
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE
@@ -428,10 +430,10 @@ def test_a_score_matrix_is_seen() -> None:
 
 
 @st.composite
-def problems(draw_from: st.DrawFn) -> tuple[Problem, dict[str, int]]:
+def problems(draw_from: st.DrawFn) -> Problem:
     kv_heads = draw_from(st.integers(1, 3))
     tokens = draw_from(st.integers(0, 40))
-    problem = Problem(
+    return Problem(
         tokens=tokens,
         kv_tokens=draw_from(st.one_of(st.just(tokens), st.integers(0, 40))),
         batch=draw_from(st.integers(0, 2)),
@@ -442,10 +444,28 @@ def problems(draw_from: st.DrawFn) -> tuple[Problem, dict[str, int]]:
         dtype="float64",
         mode=draw_from(st.sampled_from(["forward", "training"])),
     )
-    rank = draw_from(st.integers(1, 4))
-    parameters = {name: draw_from(st.integers(1, 2 * usual)) for name, usual in SMALL.items()}
-    block = rank * draw_from(st.integers(1, 6))
-    return problem, parameters | {"window": draw_from(st.integers(1, 45)), "rank": rank, "block": block}
+
+
+SHORT = 45
+"""About the lengths that are drawn, which tell no parameters from one another that are larger."""
+
+
+def drawn_parameters(definition: Definition, data: st.DataObject) -> dict[str, int]:
+    """A value of each parameter; those that do not go together are made multiples of one another."""
+    chosen = {}
+    for one in definition.parameters:
+        ends = (max(one.low, min(one.high, end)) for end in (SHORT, 2 * one.default))
+        chosen[one.name] = data.draw(st.one_of(*(st.integers(one.low, end) for end in ends)), label=one.name)
+    multiples = [chosen | {name: chosen[name] * chosen[other]} for name in chosen for other in chosen if other != name]
+    return next((one for one in (chosen, *multiples) if fits(definition, one)), None) or reject()
+
+
+def fits(definition: Definition, parameters: dict[str, int]) -> bool:
+    try:
+        definition.resolve(parameters)
+    except InvalidParameter:
+        return False
+    return True
 
 
 def nearest_that_runs(name: str, problem: Problem) -> Problem:
@@ -457,14 +477,30 @@ def nearest_that_runs(name: str, problem: Problem) -> Problem:
     return found or reject()
 
 
+def test_every_parameter_is_drawn_whatever_its_name() -> None:
+    """Also where one must divide the other, and a default lies far beyond the lengths."""
+    unheard = (Parameter("grain", 300, 2, 999, "of sand"), Parameter("dune", 4, 1, 9, "of grains"))
+    apart = lambda *, grain, dune: "dune must divide grain" if grain % dune else None  # noqa: E731  # one expression
+    definition = replace(load("full/matmul").definition, parameters=unheard, constraint=apart)
+    found = [dict[str, int]()]
+
+    @settings(max_examples=60, database=None)
+    @given(data=st.data())
+    def draw_some(data: st.DataObject) -> None:
+        found.append(drawn_parameters(definition, data))
+
+    draw_some()
+    assert {name for one in found for name in one} == {"grain", "dune"}
+    assert len({one["grain"] for one in found[1:]}) > 10 < max(one["grain"] for one in found[1:])
+    assert len({one["dune"] for one in found[1:]}) > 3
+
+
 @every_variant
 @settings(max_examples=40)
-@given(drawn=problems())
-def test_any_shape(name: str, drawn: tuple[Problem, dict[str, int]]) -> None:
-    problem, parameters = drawn
-    declared = {p.name for p in load(name).definition.parameters}
-    chosen = load(name).definition.resolve({key: value for key, value in parameters.items() if key in declared})
-    problem = nearest_that_runs(name, problem)
+@given(drawn=problems(), data=st.data())
+def test_any_shape(name: str, drawn: Problem, data: st.DataObject) -> None:
+    definition, problem = load(name).definition, nearest_that_runs(name, drawn)
+    chosen = drawn_parameters(definition, data) if definition.parameters else {}
     if problem.mode == "forward":
         inputs = draw(problem)
         out = call(name, problem, inputs, chosen)
