@@ -301,6 +301,8 @@ def list_variants(
 ) -> None:
     """List every variant: exact or not, devices, types, modes, and ready or every reason why not.
 
+    Exit status: 0, 2 where a file is at fault; what is wrong with it is said below the others.
+
     \b
     Example:
       attnscape list
@@ -318,15 +320,24 @@ def list_variants(
     from benchmarks.inventory import describe
     from reports.listing import inventory_blocks
     from reports.text_table import write_blocks
+    from variants.variant import RegistryError
 
-    with _refusing_requests():
-        items = [describe(name) for name in found]
+    items, faults = [], []
+    for name in found:
+        try:
+            items.append(describe(name))
+        except RegistryError as fault:
+            faults.append(str(fault))
     if as_json:
         print(
             msgspec.json.encode([{**msgspec.to_builtins(item), "ready_on": item.ready_on} for item in items]).decode()
         )
-        return
-    write_blocks(inventory_blocks(items), sys.stdout)
+    else:
+        write_blocks(inventory_blocks(items), sys.stdout)
+    for said in faults:
+        _refused(said)
+    if faults:
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from variants.catalogue import ROOT
 from variants.definition import Definition
 from variants.full import DEFINITION as EXACT
 
-DECLARATIONS: Final = ("definition", "problem", "requirement", "variant", "catalogue", "installed")
+DECLARATIONS: Final = ("declaration", "definition", "problem", "requirement", "variant", "catalogue", "installed")
 """Modules of `variants` that decide no output: a change in them does not outdate what was computed."""
 
 

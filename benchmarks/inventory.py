@@ -42,9 +42,18 @@ class Item:
 
 
 def describe(name: str) -> Item:
-    """One variant, asked on each of its devices with the first of its dtypes that the device is used with."""
+    """One variant, asked on each of its devices with the first of its dtypes that the device is used with.
+
+    Raises `RegistryError` where its file is at fault, also where only its costs are.
+    """
     variant = load(name)
     definition = variant.definition
+    usual = {device: _usual_problem(device, variant.dtypes) for device in variant.devices}
+    refusals = {device: variant.refusals(problem) for device, problem in usual.items()}
+    for device, problem in usual.items():
+        if not refusals[device]:
+            variant.predicted_bytes(problem)
+            variant.flops(problem)
     return Item(
         name=name,
         origin=package_of(name).distribution,
@@ -59,7 +68,7 @@ def describe(name: str) -> Item:
         dtypes=variant.dtypes,
         modes=variant.modes,
         parameters=definition.resolve(),
-        refusals={device: variant.refusals(_usual_problem(device, variant.dtypes)) for device in variant.devices},
+        refusals=refusals,
     )
 
 

@@ -1,6 +1,7 @@
 """The catalogue and the decorator: names, parameters, refusals, and every error naming its file."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from variants import Problem, catalogue
 from variants.catalogue import BASELINE, UnknownVariant, load, names, select
 from variants.definition import InvalidParameter, Parameter
 from variants.dtypes import TORCH_DTYPES
+from variants.installed import VariantPackage
 from variants.problem import DTYPE_BYTES, MODES
-from variants.requirement import ComputeCapability, Limit, Package
+from variants.requirement import ComputeCapability, InvalidRequirement, Limit, Package
 from variants.tolerance import GRADIENT_TOLERANCE, IMPLEMENTATION_TOLERANCE
 from variants.variant import FLOATS, RegistryError, Variant
 
@@ -117,6 +119,37 @@ def build(problem, *, window):
 """
 
 
+DEVICES, MODES_SAID, COST = 'devices=("cpu",)', 'modes=("forward",)', "lambda p, **k: 0"
+CALLED = "workspace_bytes must be called as workspace_bytes(problem, *, window)"
+SUCH = 'such as (Package("xformers", "0.0.35"),)'
+FAULTS = [
+    (DEVICES, 'devices="cpu"', "devices must be a tuple, such as ('cpu',), not 'cpu'"),
+    (DEVICES, 'devices=("gpu",)', "devices must be among cpu, cuda, not 'gpu'"),
+    (DEVICES, "devices=()", "devices must be a tuple, such as ('cpu',), not ()"),
+    (MODES_SAID, 'modes="forward"', "modes must be a tuple, such as ('forward',), not 'forward'"),
+    (MODES_SAID, 'modes=("forward", "train")', "modes must be among forward, training, decode, not 'train'"),
+    (DEVICES, DEVICES + ', dtypes=("fp32",)', "dtypes must be among float64, float32, bfloat16, float16, not 'fp32'"),
+    (DEVICES, DEVICES + ', requires=("xformers",)', f"requires must hold requirements, {SUCH}, not 'xformers'"),
+    (
+        DEVICES,
+        DEVICES + ', requires=Package("numpy", "1")',
+        f"requires must be a tuple of requirements, {SUCH}, not Package(name='numpy'",
+    ),
+    (COST, "0", "workspace_bytes must be a function, workspace_bytes(problem, *, window), not 0"),
+    (COST, "lambda: 0", f"{CALLED}: too many positional arguments"),
+    (COST, "lambda p: 0", f"{CALLED}: got an unexpected keyword argument 'window'"),
+    (DEVICES, DEVICES + ", executed_flops=3", "executed_flops must be a function, executed_flops(problem, *, window)"),
+    ("problem, *, window", "problem, window", "the builder must take window by keyword: build(problem, *, window)"),
+    ("problem, *, window", "*, window", "the builder must take the problem: build(problem, *, window)"),
+    ("problem, *, window", "problem, q, *, window", "the builder must take the problem: build(problem, *, window)"),
+]
+
+
+def faulty(old: str, new: str) -> str:
+    assert old in FILE
+    return "from variants.requirement import Package\n" + FILE.replace(old, new)
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Variant]]:
     """Imports a package of one definition and one variant, written for the purpose."""
@@ -159,6 +192,12 @@ def test_a_declaration_becomes_data(toy: Callable[[str, str], Variant]) -> None:
             FILE.replace('devices=("cpu",)', 'devices=("cpu",), layout="nbhd"'),
             r"toy/one\.py: layout must be one of bhnd, bnhd, not 'nbhd'",
         ),
+        *[(FOLDER, faulty(old, new), rf"toy/one\.py: {re.escape(said)}") for old, new, said in FAULTS],
+        (
+            FOLDER.replace('"window", 4', '"window", 9'),
+            FILE,
+            r"toy/one\.py: its definition's own values are wrong: window",
+        ),
         ("", FILE, r"toy/__init__\.py: must set DEFINITION to a Definition"),
         ("DEFINITION = 'toy'", FILE, r"toy/__init__\.py: must set DEFINITION to a Definition"),
     ],
@@ -168,6 +207,60 @@ def test_a_declaration_that_contradicts_its_file(
 ) -> None:
     with pytest.raises(RegistryError, match=said):
         toy(folder, file)
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ("-1", "must return a whole number of at least 0, not -1"),
+        ("1.5", "must return a whole number of at least 0, not 1.5"),
+        ("p.head_size", "raises AttributeError: 'Problem' object has no attribute 'head_size'"),
+    ],
+)
+def test_a_cost_that_cannot_be_names_its_file(toy: Callable[[str, str], Variant], cost: str, said: str) -> None:
+    variant = toy(FOLDER, faulty(COST, f"lambda p, **k: {cost}, executed_flops=lambda p, **k: {cost}"))
+    for ask, name in ((variant.predicted_bytes, "workspace_bytes"), (variant.flops, "executed_flops")):
+        with pytest.raises(RegistryError, match=rf"toy/one\.py: {name} {re.escape(said)}"):
+            ask(Problem(tokens=4))
+
+
+def test_a_requirement_that_raises_names_its_file(toy: Callable[[str, str], Variant]) -> None:
+    limit = 'requires=(Limit(lambda p: p.head_size < 256, "small heads"),)'
+    variant = toy(FOLDER, "from variants.requirement import Limit\n" + FILE.replace(DEVICES, f"{DEVICES}, {limit}"))
+    with pytest.raises(RegistryError, match=r"toy/one\.py: its Limit raises AttributeError: .*'head_size'"):
+        variant.refusals(Problem(tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("def build(:", "cannot be imported: SyntaxError: invalid syntax (bad.py, line 1)"),
+        ("raise KeyError", "cannot be imported: KeyError: without a word"),
+        ("import no_such_package.inner", "needs the package no_such_package: import it inside `build`"),
+        ("import importlib.no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'importlib.no"),
+        ("from variants.requirement import *\nPackage('numpy', 'latest')", "the least version of numpy must be one"),
+        (
+            FILE.replace("devices=", "dtype=(), devices="),
+            "cannot be imported: TypeError: variant() got an unexpected key",
+        ),
+        ("", "declares no variant"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, said: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in (("__init__", FOLDER), ("bad", file)):
+        (tmp_path / "forms/toy").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"forms/toy/{name}.py").write_text(text, "utf-8")
+    package = VariantPackage("forms", tmp_path / "forms", "other 1.0")
+    monkeypatch.setattr(catalogue, "installed_packages", lambda: [package])
+    with pytest.raises(RegistryError) as caught:
+        load("toy/bad")
+    for name in ("forms", "forms.toy", "forms.toy.bad"):
+        sys.modules.pop(name, None)
+    assert str(caught.value).startswith(f"{tmp_path}/forms/toy/bad.py: {said}")
+    assert "\n" not in str(caught.value)
 
 
 # ---- parameters
@@ -286,6 +379,8 @@ def test_a_package_that_is_missing_or_too_old_is_refused() -> None:
     old = Package("torch", "999.1").unmet(problem)
     assert old is not None and old.startswith("needs torch ≥ 999.1 (") and old.endswith(" is installed)")
     assert Package("no-such-distribution", "1").unmet(problem) == "needs no-such-distribution ≥ 1 (not installed)"
+    with pytest.raises(InvalidRequirement, match=r"imports of natten must be a tuple of modules, not 'torch'"):
+        Package("natten", "1", imports="torch")  # type: ignore[arg-type]  # the mistake itself
 
 
 def test_xformers_is_asked_for_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,22 @@ def test_two_files_of_one_name_are_both_named(tmp_path: Path) -> None:
     assert "two variants are called" in attnscape(tmp_path, "check", "full").stderr
 
 
+def test_a_file_that_is_at_fault_is_named_below_the_others(tmp_path: Path) -> None:
+    faulty = FORM.format(name="average/late", body=MEAN).replace("**_: 0", "**_: -1")
+    folder = {"careless/__init__.py": "", "careless/average/__init__.py": DEFINITION}
+    files = {"once.py": FORM.format(name="average/once", body=MEAN), "broken.py": "def build(:", "late.py": faulty}
+    described(write(folder | {f"careless/average/{name}": text for name, text in files.items()}, tmp_path), "careless")
+    done = attnscape(tmp_path, "list", "--json")
+    broken, late = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert {item["name"] for item in json.loads(done.stdout)} == {*names(catalogue.ROOT), "average/once"}
+    assert broken.startswith(f"attnscape: {tmp_path}/careless/average/broken.py: cannot be imported: SyntaxError")
+    said = "workspace_bytes must return a whole number of at least 0, not -1"
+    assert late == f"attnscape: {tmp_path}/careless/average/late.py: {said}"
+    done = attnscape(tmp_path, "check", "average")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{broken}\n")
+
+
 @pytest.mark.parametrize("value", ["absent", "absent.forms", "careless.absent", "careless:FORMS", "careless.module"])
 def test_an_entry_point_that_names_no_package_is_an_error(tmp_path: Path, value: str) -> None:
     described(write({"careless/__init__.py": "", "careless/module.py": ""}, tmp_path), "careless", value)

@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from variants.installed import CatalogueError, VariantPackage, installed_packages
@@ -75,13 +77,33 @@ def load(name: str) -> "Variant":
     """Import one variant. Raises `UnknownVariant`, or `RegistryError` where its file is at fault."""
     if NAME.fullmatch(name) is None or len(holding := _packages_with(name)) != 1:
         raise UnknownVariant(_unknown(name, names()))  # where two packages hold it, to list the names raises
-    module = importlib.import_module(f"{holding[0].name}.{name.replace('/', '.')}")
-    from variants.variant import RegistryError, Variant
+    from variants.variant import RegistryError, Variant  # first, so that what lacks below is the file's own
 
+    module = _imported(holding[0], name)
     found = getattr(module, "VARIANT", None)
     if not isinstance(found, Variant):
         raise RegistryError(f"{module.__file__}: declares no variant")
     return found
+
+
+def _imported(package: VariantPackage, name: str) -> ModuleType:
+    """The module of a variant. Raises `RegistryError`, naming its file, whatever its import raises."""
+    from variants.declaration import RegistryError, raised
+    from variants.requirement import InvalidRequirement
+
+    where = package.file(name)
+    try:
+        return importlib.import_module(f"{package.name}.{name.replace('/', '.')}")
+    except RegistryError:
+        raise
+    except InvalidRequirement as error:
+        raise RegistryError(f"{where}: {error}") from error
+    except Exception as error:  # a file of anyone's may raise anything
+        lacking = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
+        if lacking and find_spec(lacking.partition(".")[0]) is None:
+            told = f"needs the package {lacking}: import it inside `build`, and name it in `requires`"
+            raise RegistryError(f"{where}: {told}") from error
+        raise RegistryError(f"{where}: cannot be imported: {raised(error)}") from error
 
 
 def _packages_with(name: str) -> list[VariantPackage]:

@@ -6,9 +6,13 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Protocol
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from variants.problem import Problem
+
+
+class InvalidRequirement(ValueError):
+    """A requirement that cannot be asked; the message says what would be right."""
 
 
 class Requirement(Protocol):
@@ -21,11 +25,24 @@ class Requirement(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A distribution of at least a version, which in turn `imports` these modules of others."""
+    """A distribution of at least a version, which in turn `imports` these modules of others.
+
+    Raises `InvalidRequirement`.
+    """
 
     name: str
     minimum: str
     imports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """What is declared is wrong on every machine, also where the package is not asked for."""
+        try:
+            Version(self.minimum)
+        except (InvalidVersion, TypeError) as error:
+            raise InvalidRequirement(
+                f"the least version of {self.name} must be one such as '1.2', not {self.minimum!r}"
+            ) from error
+        _require_tuple(f"imports of {self.name}", self.imports)
 
     def unmet(self, problem: Problem) -> str | None:
         """Reads the installed distribution's metadata; imports nothing."""
@@ -38,6 +55,11 @@ class Package:
         if missing := [module for module in self.imports if find_spec(module) is None]:
             return f"needs what {self.name} imports ({', '.join(missing)}: not found)"
         return None
+
+
+def _require_tuple(what: str, given: object) -> None:
+    if not isinstance(given, tuple):
+        raise InvalidRequirement(f"{what} must be a tuple of modules, not {given!r}")
 
 
 @dataclass(frozen=True, slots=True)

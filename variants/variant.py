@@ -10,9 +10,21 @@ from types import ModuleType
 from jaxtyping import Float
 from torch import Tensor
 
+from variants.declaration import (
+    RegistryError,
+    counted,
+    require_builder,
+    require_costs,
+    require_layout,
+    require_requirements,
+    require_words,
+    unmet_reasons,
+)
 from variants.definition import Definition, Parameters
 from variants.problem import Problem
 from variants.requirement import Requirement
+
+__all__ = ["FLOATS", "Attention", "RegistryError", "Variant", "missing_device", "variant"]
 
 Attention = Callable[
     [
@@ -25,11 +37,6 @@ Attention = Callable[
 """What a builder returns and the instrument times. With layout `bnhd` the axes 1 and 2 are swapped."""
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-LAYOUTS = ("bhnd", "bnhd")
-
-
-class RegistryError(ImportError):
-    """A declaration that contradicts its file; the message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,16 @@ class Variant:
         """The folder: the name's first part."""
         return self.name.partition("/")[0]
 
+    @property
+    def file(self) -> str:
+        """Where its builder is written."""
+        return inspect.getfile(inspect.unwrap(self.build))
+
     def refusals(self, problem: Problem) -> list[str]:
-        """Every reason why this variant cannot run the problem on this machine; empty means it runs."""
+        """Every reason why this variant cannot run the problem on this machine; empty means it runs.
+
+        Raises `RegistryError` where a requirement itself is at fault.
+        """
         reasons = []
         if problem.device_type not in self.devices:
             reasons.append("needs CUDA" if self.devices == ("cuda",) else f"runs on {', '.join(self.devices)} only")
@@ -74,19 +89,20 @@ class Variant:
             reasons.append(f"no {problem.dtype} (has {', '.join(self.dtypes)})")
         if problem.mode not in self.modes:
             reasons.append(f"no {problem.mode} (has {', '.join(self.modes)})")
-        reasons += [reason for need in self.requires if (reason := need.unmet(problem)) is not None]
-        return reasons
+        return reasons + unmet_reasons(self.file, self.requires, problem)
 
     def predicted_bytes(self, problem: Problem, parameters: Parameters | None = None) -> int:
-        """Predicted peak bytes: inputs, outputs and workspace."""
+        """Predicted peak bytes: inputs, outputs and workspace; raises `RegistryError` where that is at fault."""
         chosen = self.definition.resolve(parameters)
-        return problem.input_output_bytes + self.workspace_bytes(problem, **chosen)
+        workspace = counted(self.file, "workspace_bytes", self.workspace_bytes, problem, chosen)
+        return problem.input_output_bytes + workspace
 
     def flops(self, problem: Problem, parameters: Parameters | None = None) -> int:
         """FLOPs that this variant executes, wasted ones included, backward pass included in training."""
         if self.executed_flops is None:
             return self.definition.useful_flops(problem, parameters)
-        return self.executed_flops(problem, **self.definition.resolve(parameters))
+        chosen = self.definition.resolve(parameters)
+        return counted(self.file, "executed_flops", self.executed_flops, problem, chosen)
 
 
 def missing_device(device: str) -> str | None:
@@ -121,15 +137,21 @@ def variant(
     """Declare the decorated builder as the variant of its file.
 
     Raises `RegistryError`, naming the file, where the name is not the file's path, the file
-    declares a second variant, the layout is unknown, or the builder asks for a parameter that
-    its definition does not declare (or leaves one out).
+    declares a second variant, a device, type, mode or layout is unknown, a requirement is none, or
+    the builder or a cost does not take the problem and by keyword what its definition declares.
     """
 
     def declare(build: Callable[..., Attention]) -> Callable[..., Attention]:
         module = inspect.getmodule(build)
         assert module is not None and module.__file__ is not None
         definition = _definition_beside(module)
-        _check(module, name, layout, build, definition)
+        where = _file_of(module, name)
+        require_words(where, devices=devices, dtypes=dtypes, modes=modes)
+        require_layout(where, layout)
+        require_requirements(where, requires)
+        require_builder(where, build, definition)
+        costs = {} if executed_flops is None else {"executed_flops": executed_flops}
+        require_costs(where, definition, workspace_bytes=workspace_bytes, **costs)
         module.VARIANT = Variant(  # type: ignore[attr-defined]  # the catalogue reads this attribute
             name=name,
             summary=summary,
@@ -159,18 +181,12 @@ def _definition_beside(module: ModuleType) -> Definition:
     return definition
 
 
-def _check(module: ModuleType, name: str, layout: str, build: Callable[..., Attention], definition: Definition) -> None:
+def _file_of(module: ModuleType, name: str) -> str:
+    """The file, whose path is the name, and which holds no other variant."""
     path = Path(module.__file__ or "")
     expected = f"{path.parent.name}/{path.stem}"
     if name != expected:
         raise RegistryError(f"{path}: declares {name!r}, but its path says {expected!r}")
     if hasattr(module, "VARIANT"):
         raise RegistryError(f"{path}: declares {name!r} twice; one file holds one variant")
-    if layout not in LAYOUTS:
-        raise RegistryError(f"{path}: layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
-    asked = {p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    declared = {parameter.name for parameter in definition.parameters}
-    if undeclared := asked - declared:
-        raise RegistryError(f"{path}: undeclared parameter {', '.join(sorted(undeclared))} of {definition.name}")
-    if ignored := declared - asked:
-        raise RegistryError(f"{path}: the builder leaves out parameter {', '.join(sorted(ignored))}")
+    return str(path)
