@@ -1,8 +1,12 @@
 """Measurements that were folded into a Parquet file: one column for each field, those of the case among them."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+AS_JSON: Final = ("device_state",)
+"""A dictionary of values of several types, which no column has."""
 
 
 class DamagedFile(ValueError):
@@ -29,4 +33,5 @@ def read_lines(file: Path, own: Collection[str], case: Collection[str]) -> list[
 def _nested(line: dict[str, Any], own: Collection[str], case: Collection[str]) -> dict[str, Any]:
     known = {name: value for name, value in line.items() if value is not None}
     made: dict[str, Any] = {name: value for name, value in known.items() if name in own}
+    made |= {name: json.loads(made[name]) for name in AS_JSON if name in made}
     return made | {"case": {name: value for name, value in known.items() if name in case}}
