@@ -15,6 +15,9 @@ from variants.dtypes import TORCH_DTYPES
 FACTOR: Final = 2
 """A kernel may err so many times as much as the plain formula (the rule of FlashAttention's own tests)."""
 
+LEAST_TOKENS: Final = 16
+"""Of fewer queries it is chance which of two errs more."""
+
 MOST_PAIRS: Final = 2**20
 MOST_PAIRS_BY_TOKEN: Final = 2**17
 """Beyond, the formula would take too long once more; the fixed tolerances are there for all."""
@@ -43,9 +46,10 @@ class Rounded(TorchDispatchMode):
 
 
 def is_held_to_plain(problem: Problem, definition: Definition) -> bool:
-    """Whether the plain formula's error is computed: in half types, where that is cheap and every row is checked."""
+    """Whether the plain formula's error is computed: in half types, where it tells something and is cheap."""
     most = MOST_PAIRS_BY_TOKEN if getattr(definition, "by_token", False) else MOST_PAIRS
-    return problem.dtype in ("bfloat16", "float16") and problem.tokens * problem.kv_tokens <= most
+    enough = LEAST_TOKENS <= problem.tokens and problem.tokens * problem.kv_tokens <= most
+    return problem.dtype in ("bfloat16", "float16") and enough
 
 
 def allowed(plain: float, tolerance: float, dtype: str) -> float:

@@ -48,13 +48,15 @@ def test_where_the_plain_formula_is_computed() -> None:
     held = {
         (dtype, tokens): (is_held_to_plain(problem, full), is_held_to_plain(problem, by_token))
         for dtype in ("float32", "bfloat16")
-        for tokens in (333, 1000, 2000)
+        for tokens in (15, 333, 1000, 2000)
         for problem in [Problem(tokens=tokens, dtype=dtype, causal=True)]
     }
     assert held == {
+        ("float32", 15): (False, False),
         ("float32", 333): (False, False),
         ("float32", 1000): (False, False),
         ("float32", 2000): (False, False),
+        ("bfloat16", 15): (False, False),
         ("bfloat16", 333): (True, True),
         ("bfloat16", 1000): (True, False),
         ("bfloat16", 2000): (False, False),
