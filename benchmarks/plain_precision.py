@@ -48,7 +48,7 @@ class Rounded(TorchDispatchMode):
 def is_held_to_plain(problem: Problem, definition: Definition) -> bool:
     """Whether the plain formula's error is computed: in half types, where it tells something and is cheap."""
     most = MOST_PAIRS_BY_TOKEN if getattr(definition, "by_token", False) else MOST_PAIRS
-    enough = LEAST_TOKENS <= problem.tokens and problem.tokens * problem.kv_tokens <= most
+    enough = problem.tokens >= LEAST_TOKENS and problem.tokens * problem.kv_tokens <= most
     return problem.dtype in ("bfloat16", "float16") and enough
 
 
