@@ -35,6 +35,8 @@ def carried(figures: Figures, work: Work, dtype: str, source: Card, target: Card
         total_bytes=_marked(total),
         extra_bytes=extra,
         energy_joules=None,
+        hot_seconds=None,
+        latency_seconds=None,
         error=_marked(figures.error),
         implementation_error=_marked(figures.implementation_error),
         approximation_error=_marked(figures.approximation_error),

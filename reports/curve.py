@@ -69,13 +69,16 @@ class Figures:
 
     `error` is the distance from exact attention that a budget limits: the implementation error of an
     exact variant; of an approximation both errors combined as hypot, since rounding does not follow
-    the direction of the approximation. `between` holds the measured lengths that were used.
+    the direction of the approximation. On a card `seconds` are its own, `hot_seconds` those of a replayed graph and
+    `latency_seconds` what the host waits for one call. `between` holds the measured lengths that were used.
     """
 
     seconds: Figure
     total_bytes: Figure | None
     extra_bytes: Figure | None
     energy_joules: Figure | None
+    hot_seconds: Figure | None
+    latency_seconds: Figure | None
     error: Figure | None
     implementation_error: Figure | None
     approximation_error: Figure | None
@@ -149,6 +152,8 @@ class Curve:
             total_bytes=_figure(sides, length, bytes_at, "total_bytes"),
             extra_bytes=_figure(sides, length, bytes_at, "extra_bytes"),
             energy_joules=_figure(sides, length, time_at, "energy_joules"),
+            hot_seconds=_figure(sides, length, time_at, "hot_seconds"),
+            latency_seconds=_figure(sides, length, time_at, "latency_seconds"),
             memory_gap="",
             ratio=_banded(sides, length, "ratio"),
             baseline=_joined(row.baseline_label for row in sides.values()),

@@ -6,11 +6,14 @@ from statistics import median
 from typing import Final
 
 from reports.answer import Candidate
-from reports.quantities import error_text
+from reports.quantities import error_text, seconds_text
 from reports.question import Budget, Question
 from reports.records import Row
 
 SIGNIFICAND_BITS: Final = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+
+LATENCY_FACTOR: Final = 1.25
+"""Above this share of the card's own time the latency is told."""
 
 
 def notes_on(
@@ -26,6 +29,7 @@ def notes_on(
     yield from _floor_note(candidates)
     if ranked and ranked[0].figures.noisy:
         yield f"the time of {ranked[0].label} is noisy: its interval did not settle within the time it was given"
+    yield from _latency_note(ranked)
     commits = {row.commit for row in rows}
     if len(commits) > 1:
         yield f"the rows come from {len(commits)} commits; measure again to compare like with like"
@@ -53,6 +57,19 @@ def rounding_note(candidates: Sequence[Candidate], question: Question, budget: B
 def output_rounding(dtype: str) -> float:
     """The relative error of an exact output that is rounded to a type: of significands even from 1 to 2, u / √7."""
     return float(2.0 ** -SIGNIFICAND_BITS[dtype] / math.sqrt(7))
+
+
+def _latency_note(ranked: Sequence[Candidate]) -> Iterator[str]:
+    """Where the host's launches take longer than the card's work, they are what an application waits for."""
+    for one in ranked[:1]:
+        seconds, latency, hot = one.figures.seconds, one.figures.latency_seconds, one.figures.hot_seconds
+        if latency is None or latency.value <= LATENCY_FACTOR * seconds.value:
+            continue
+        graph = "" if hot is None else f"; replayed as a graph it takes {seconds_text(hot.value)}"
+        yield (
+            f"times are the card's own: the host waits {seconds_text(latency.value)} for a call of {one.label}, "
+            f"launches included{graph}"
+        )
 
 
 def _floor_note(candidates: Sequence[Candidate]) -> Iterator[str]:

@@ -619,3 +619,19 @@ def test_the_options_of_a_nearest_budget_admit_what_it_admits(rows: list[Row], b
     given_ = {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
     typed = Budget.of_options(given_.get("--max-ms"), given_.get("--max-mib"), given_.get("--max-error"))
     assert surely(ask(rows, 512, typed))
+
+
+@pytest.mark.parametrize("hot", [None, 3e-4])
+def test_launches_that_take_longer_than_the_cards_work_are_told(hot: float | None) -> None:
+    def on_card(tokens: int, latency: float) -> dict[str, Any]:
+        figures = {"seconds": 4e-4, "latency_seconds": latency, "hot_seconds": hot, "noisy": False}
+        return measured("full/matmul", tokens, figures=figures, device="cuda")
+
+    rows = as_rows([on_card(256, 1e-3), on_card(512, 1e-3), on_card(4096, 4.1e-4)])
+    short, long = (ask(rows, tokens, device="cuda") for tokens in (300, 4096))
+    graph = "; replayed as a graph it takes 300 µs" if hot else ""
+    said = f"the host waits 1.00 ms for a call of full/matmul, launches included{graph}"
+    assert said in notes(short)
+    assert "launches" not in notes(long)
+    latency = short.fitting[0].figures.latency_seconds
+    assert latency is not None and latency.value == pytest.approx(1e-3)
