@@ -306,10 +306,10 @@ def test_it_starts_within_half_a_second_of_processor_time(results: Path, argumen
     if arguments[0] == "choose":
         arguments = (*arguments, "--results", str(results))
     spent = [children_seconds()]
-    for _ in range(5):
+    # The least of several: what else the machine does can only add to it.
+    while len(spent) < 2 or (spent[-1] - spent[-2] >= 0.5 and len(spent) < 16):
         assert program(*arguments).returncode == 0
         spent.append(children_seconds())
-    # The least: what else the machine does can only add to it.
     assert min(after - before for before, after in pairwise(spent)) < 0.5
 
 

@@ -59,7 +59,9 @@ FILES = {
     "other_attention/forms/average/once.py": FORM.format(name="average/once", body=MEAN),
     "other_attention/forms/full/__init__.py": "from variants.full import DEFINITION\n",
     "other_attention/forms/full/plain.py": FORM.format(
-        name="full/plain", body="(q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v"
+        name="full/plain",
+        body="(q @ k.repeat_interleave(problem.group, 1).mT / q.shape[-1] ** 0.5).softmax(-1) "
+        "@ v.repeat_interleave(problem.group, 1)",
     ),
 }
 
