@@ -19,13 +19,17 @@ def running_states(
     steps: Float[Tensor, "rows chunks key_dim value_dim"],
     kept: Float[Tensor, "#rows #chunks #key_dim 1"],
     backwards: bool = False,
-) -> Float[Tensor, "rows chunks+1 key_dim value_dim"]:
-    """The states before, between and after the chunks: S ← kept S + step; `backwards` from the last chunk on."""
+) -> tuple[Float[Tensor, "rows chunks key_dim value_dim"], Float[Tensor, "rows key_dim value_dim"]]:
+    """The state before each chunk and that after the last: S ← kept S + step.
+
+    `backwards` from the last chunk on: the state after each, and that before the first.
+    """
     states = [state]
     pairs = list(zip(kept.expand(-1, steps.shape[1], -1, -1).unbind(1), steps.unbind(1), strict=True))
     for factor, step in reversed(pairs) if backwards else pairs:
         states.append(torch.addcmul(step, factor, states[-1]))
-    return torch.stack(states[::-1] if backwards else states, 1)
+    # Dense, so that a product copies nothing.
+    return torch.stack(states[-2::-1] if backwards else states[:-1], 1), states[-1]
 
 
 class Tiles(NamedTuple):
@@ -53,9 +57,9 @@ def decay_tiles(log_decay: Float64[Tensor, "rows chunks chunk"], wide: torch.dty
 def decayed_chunks(state: Tensor, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """o_i = Σ_{j≤i} D_ij (q_i·k_j) v_j: within a chunk by a masked product, between chunks by the state."""
     q, k, v = (split_chunks(x) for x in (q, k, v))
-    states = running_states(state, (k * tiles.rest).mT @ v, tiles.whole)
-    tile = ((q @ k.mT).mul_(tiles.inner) @ v).addcmul_(tiles.reach, q @ states[:, :-1])
-    return tile.flatten(1, 2), states[:, -1]
+    before, after = running_states(state, (k * tiles.rest).mT @ v, tiles.whole)
+    tile = ((q @ k.mT).mul_(tiles.inner) @ v).addcmul_(tiles.reach, q @ before)
+    return tile.flatten(1, 2), after
 
 
 class _Chunks(NamedTuple):
@@ -73,19 +77,19 @@ def _run_again(state: Tensor, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> 
     # Dense once, not once for each product.
     q, k, v = (split_chunks(x.contiguous()) for x in (q, k, v))
     kept = k * tiles.rest
-    before = running_states(state, kept.mT @ v, tiles.whole)[:, :-1]
+    before, _ = running_states(state, kept.mT @ v, tiles.whole)
     return _Chunks(q, k, v, kept, before, (q @ k.mT).mul_(tiles.inner))
 
 
 def _gradients(chunks: _Chunks, grad: Tensor, after: Tensor, tiles: Tiles) -> Gradients:
     q, k, v, kept, before, weights = chunks
     read = grad * tiles.reach
-    later = running_states(after, q.mT @ read, tiles.whole, backwards=True)
-    dv = (weights.mT @ grad).add_(kept @ later[:, 1:])
+    behind, first = running_states(after, q.mT @ read, tiles.whole, backwards=True)
+    dv = (weights.mT @ grad).add_(kept @ behind)
     inner = (grad @ v.mT).mul_(tiles.inner)
     dq = (inner @ k).add_(read @ before.mT)
-    dk = (inner.mT @ q).addcmul_(tiles.rest, v @ later[:, 1:].mT)
-    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), later[:, 0]
+    dk = (inner.mT @ q).addcmul_(tiles.rest, v @ behind.mT)
+    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), first
 
 
 def decayed_gradients(

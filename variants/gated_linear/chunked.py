@@ -40,10 +40,10 @@ def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> t
     q, k, v, log_decay = (split_chunks(x) for x in (q, k, v, log_decay))
     upto = running_sums(log_decay)
     end = upto[..., -1:, :]
-    states = running_states(state, (k * exp_(end - upto)).mT @ v, end.mT.exp())
+    before, after = running_states(state, (k * exp_(end - upto)).mT @ v, end.mT.exp())
     [[weights]] = gated_products([(q, upto)], [k], upto)
     tile = weights.tril_() @ v
-    return tile.add_((q * exp(upto)) @ states[:, :-1]).flatten(1, 2), states[:, -1]
+    return tile.add_((q * exp(upto)) @ before).flatten(1, 2), after
 
 
 def adjoint(
@@ -55,14 +55,14 @@ def adjoint(
     end = upto[..., -1:, :]
     reach, rest, whole = exp(upto), exp_(end - upto), end.mT.exp()
     kept = k * rest
-    before = running_states(state, kept.mT @ v, whole)[:, :-1]
-    later = running_states(slopes[1], (q * reach).mT @ grad, whole, backwards=True)
+    before, _ = running_states(state, kept.mT @ v, whole)
+    behind, first = running_states(slopes[1], (q * reach).mT @ grad, whole, backwards=True)
     [[weights]] = gated_products([(q, upto)], [k], upto)
-    dv = (weights.tril_().mT @ grad).add_(kept @ later[:, 1:])
+    dv = (weights.tril_().mT @ grad).add_(kept @ behind)
     [dq], [dk] = gated_gradients([[(grad @ v.mT).tril_()]], [(q, upto)], [k], upto)
     dq.addcmul_(reach, grad @ before.mT)
-    dk.addcmul_(rest, v @ later[:, 1:].mT)
-    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), later[:, 0]
+    dk.addcmul_(rest, v @ behind.mT)
+    return dq.flatten(1, 2), dk.flatten(1, 2), dv.flatten(1, 2), first
 
 
 @variant(
