@@ -15,7 +15,15 @@ import torch
 
 from benchmarks import clock, machine, nvml, provenance, worker
 from benchmarks.accuracy import Errors, Expected
-from benchmarks.clock import LEAST_LEAD_SECONDS, MOST_LEAD_SECONDS, calls_for, cuda_calls_for, lead_seconds, measure_cpu
+from benchmarks.clock import (
+    LEAST_LEAD_SECONDS,
+    MOST_LEAD_SECONDS,
+    Sample,
+    calls_for,
+    cuda_calls_for,
+    lead_seconds,
+    measure_cpu,
+)
 from benchmarks.intervals import median_interval, paired_ratio
 from benchmarks.kernel_names import kernel_on_card, kernel_on_cpu
 from benchmarks.measurement import Case
@@ -536,3 +544,34 @@ def test_provenance_without_git(checkout: Checkout, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", "")
     found = read_provenance()
     assert (found.commit, found.dirty) == ("", True)
+
+
+# ---- samples of a card
+
+
+class SteadyClock:
+    """Stands in for a card's clock: a sample takes no time."""
+
+    device = "cuda"
+
+    def measure(self, _: Any) -> Sample:
+        return Sample(1.0, 1.0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "mhz", "rejected"), [(0x20, 1755, "brake"), (0x4, 1755, ""), (0x1, 345, "clock"), (0x0, 1755, "")]
+)
+def test_a_sample_is_rejected_by_what_the_card_tells_after_it(
+    events: int, mhz: int, rejected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {1: mhz, 2: 2619}
+    fake = fake_nvml(
+        nvmlDeviceGetCurrentClocksEventReasons=lambda _: events, nvmlDeviceGetClockInfo=lambda _, which: told[which]
+    )
+    monkeypatch.setattr(nvml, "module", lambda: fake)
+    monkeypatch.setattr(worker, "RECOVERY_SECONDS", 0.0)
+    bench = Bench("default")
+    bench.cuda, bench.uuid = SteadyClock(), f"GPU-{events}-{mhz}"  # type: ignore[assignment]
+    found = bench.sample()
+    assert found["rejected"] == rejected
+    assert (found["state"]["sm_mhz"], found["sample"].wall_seconds) == (float(mhz), 1.0)
