@@ -636,6 +636,7 @@ def tune(
       attnscape tune --tokens 512 --max-error 0.2 --variants blockwise_low_rank,local_window
       attnscape tune --inputs q.safetensors --max-error 0.1
     """  # noqa: D301  # \b keeps the example's line breaks
+    from benchmarks.campaign import usable_threads
     from benchmarks.inputs import UnavailableInputs
     from benchmarks.parameter_tuning import Wish, tune, wish_of
     from benchmarks.sweep import Settings
@@ -643,7 +644,8 @@ def tune(
     from reports.progress import progress_of
     from reports.tuning_text import tuning_blocks
 
-    _require_positive(evaluations=evaluations, seconds=seconds, timeout=timeout, threads=threads + 1)
+    _require_positive(evaluations=evaluations, seconds=seconds, timeout=timeout)
+    _require_threads(threads, usable_threads())
     shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
     with _refusing_requests(), refusing(UnavailableInputs):
         names, problem, kinds, held = wish_of(
@@ -779,7 +781,8 @@ def profile(
     from reports.records import ResultsError
     from reports.text_table import write_blocks
 
-    _require_positive(timeout=timeout, threads=threads + 1)
+    _require_positive(timeout=timeout)
+    _require_threads(threads, usable_threads())
     shape: dict[str, Any] = {
         "batch": batch,
         "heads": heads,
@@ -1026,7 +1029,8 @@ def peers(
     from reports.peer_table import PeerTableError, check_markdown, peer_blocks, plan_blocks, write_markdown
     from reports.progress import progress_of
 
-    _require_positive(seconds=seconds, timeout=timeout, threads=threads + 1)
+    _require_positive(seconds=seconds, timeout=timeout)
+    _require_threads(threads, usable_threads())
     with _refusing_requests(), refusing(InvalidPeers, PeerTableError):
         request = requested(tokens, _words(names), folder, batch=batch, heads=heads, head_dim=head_dim, dtype=dtype)
         if only_plan:

@@ -18,6 +18,7 @@ from benchmarks.workers import Workers
 from variants.catalogue import UnknownVariant
 from variants.definition import InvalidParameter
 from variants.installed import CatalogueError
+from variants.variant import RegistryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def plan_there(request: Request, settings: Settings, where: Where) -> Planned:
             provenance = read_provenance()
             codes = variant_codes(provenance.code, (case.variant for case in (*timed, *untimed)))
             return Planned(machine, _threads(settings), tuple(timed), tuple(untimed), codes)
-    except (InvalidRequest, UnknownVariant, InvalidParameter, CatalogueError) as error:
+    except (InvalidRequest, UnknownVariant, InvalidParameter, CatalogueError, RegistryError) as error:
         return Planned(refused=str(error))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from variants import Problem
+from variants.catalogue import NEAR
 
 FOLDER: Final = Path(__file__).parent / "peers"
 PROBE_TOKENS: Final = 512
@@ -104,7 +105,7 @@ def select_peers(known: Mapping[str, Peer], wanted: Sequence[str]) -> list[Peer]
     for word in wanted:
         found = {name: peer for name, peer in known.items() if word in (name, peer.package)}
         if not found:
-            near = difflib.get_close_matches(word, [*known, *(peer.package for peer in known.values())], 1, 0.4)
+            near = difflib.get_close_matches(word, [*known, *(peer.package for peer in known.values())], 1, NEAR)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise InvalidPeers(f"unknown peer {word!r}{hint}")
         chosen |= found
